@@ -1,0 +1,200 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/prototypster/pdvault/access/ledger"
+	"github.com/prototypster/pdvault/access/policy"
+	"github.com/prototypster/pdvault/vault"
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// OpenField is one field to open. It is an alias of an unnamed struct so that the sidecar's client
+// satisfies Opener by shape.
+type OpenField = struct {
+	Field      string
+	Ciphertext []byte
+	Expect     []byte // mode verify: the JSON value to compare with; nothing is revealed then
+}
+
+// OpenedField is one opened field.
+type OpenedField = struct {
+	Plaintext []byte
+	Match     bool // mode verify
+}
+
+// Opener is what the broker needs of the sidecar. Open shows the sidecar the proof that the entry at index
+// is in the ledger; the sidecar opens nothing without it.
+type Opener interface {
+	// Prepare returns the reference of subject in the ledger and, when detail is not empty, detail sealed
+	// under the subject's key.
+	Prepare(ctx context.Context, subject uuid.UUID, detail []byte) (ref, sealedDetail []byte, err error)
+	// IndexToken returns the blind-index token of a normalised value.
+	IndexToken(ctx context.Context, collection, field string, normaliser uint32, value string) ([]byte, error)
+	// Open opens fields of one record of subject on the strength of the access entry at index.
+	Open(ctx context.Context, index int64, entry []byte, subject uuid.UUID, collection string, version uint64, fields []OpenField) ([]OpenedField, error)
+}
+
+// Observer is told what the broker did, for metrics. Nothing it gets names a person.
+type Observer interface {
+	Decided(action, ground, decision, reason string)
+	Served(fields int)
+	Failed(reason string)
+}
+
+// Config is what a Broker is made of.
+type Config struct {
+	Store   kv.Store       // required
+	Ledger  *ledger.Ledger // required: there is no unaudited mode
+	Vault   *vault.Vault   // required
+	Opener  Opener         // required
+	Sidecar string         // required: id of the sidecar that may serve this broker's reads
+	// FailureCode names why an open failed, for the access.failed entry. Required.
+	FailureCode func(error) string
+	Observer    Observer         // nil: none
+	Now         func() time.Time // nil: time.Now
+	Logger      *slog.Logger     // nil: none
+	// RefCache is the number of subject references kept in memory; 0 means 65,536.
+	RefCache int
+}
+
+// Broker decides, records and opens. All its methods may be called from any goroutine.
+type Broker struct {
+	store       kv.Store
+	ledger      *ledger.Ledger
+	vault       *vault.Vault
+	opener      Opener
+	sidecar     string
+	failureCode func(error) string
+	observer    Observer
+	now         func() time.Time
+	log         *slog.Logger
+
+	refs    *lru.Cache[uuid.UUID, [32]byte] // references of subjects; never stored beside their ids on disk
+	current atomic.Pointer[published]       // the policy that decides; replaced by publish and reload
+	budgets budgets
+}
+
+// New returns a broker over a store that has a published policy; see Bootstrap.
+func New(ctx context.Context, c Config) (*Broker, error) {
+	b, err := newBroker(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.reload(ctx); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func newBroker(c Config) (*Broker, error) {
+	switch {
+	case c.Store == nil, c.Ledger == nil, c.Vault == nil, c.Opener == nil:
+		return nil, errors.New("access: store, ledger, vault and opener are required")
+	case c.Sidecar == "":
+		return nil, errors.New("access: the id of the sidecar is required")
+	case c.FailureCode == nil:
+		return nil, errors.New("access: FailureCode is required")
+	}
+	if c.Observer == nil {
+		c.Observer = unobserved{}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.RefCache == 0 {
+		c.RefCache = 1 << 16
+	}
+	refs, err := lru.New[uuid.UUID, [32]byte](c.RefCache)
+	if err != nil {
+		return nil, fmt.Errorf("access: reference cache: %w", err)
+	}
+	return &Broker{
+		store: c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
+		failureCode: c.FailureCode, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
+	}, nil
+}
+
+type unobserved struct{}
+
+func (unobserved) Decided(_, _, _, _ string) {}
+func (unobserved) Served(int)                {}
+func (unobserved) Failed(string)             {}
+
+// attempts bounds how often a request is decided again because the state changed before its commit.
+const attempts = 5
+
+// errAgain is returned inside the broker when a condition of an append no longer held.
+var errAgain = errors.New("access: state changed meanwhile")
+
+// again runs once until it does not end in errAgain.
+func again[T any](once func() (T, error)) (T, error) {
+	for range attempts {
+		result, err := once()
+		if !errors.Is(err, errAgain) {
+			return result, err
+		}
+	}
+	var zero T
+	return zero, ErrBusy
+}
+
+// decide asks the current policy. The caller fills what depends on the request.
+func (b *Broker) decide(p *published, r Request, q policy.Request) policy.Decision {
+	q.Caller, q.Authn = r.Caller.ID, r.Caller.Authn
+	q.PolicyVersion, q.PolicyEntry = p.Version, p.Entry
+	if q.Now.IsZero() {
+		q.Now = b.now()
+	}
+	d := p.bundle.Decide(q)
+	decision := "deny"
+	if d.Allow {
+		decision = "allow"
+	}
+	b.observer.Decided(q.Action, d.Ground, decision, d.Reason)
+	return d
+}
+
+// permit decides an action without a purpose; a denial is recorded and returned.
+func (b *Broker) permit(ctx context.Context, r Request, action, collection string, subject uuid.UUID) (*published, error) {
+	p := b.current.Load()
+	d := b.decide(p, r, policy.Request{Action: action, Collection: collection})
+	if d.Allow {
+		return p, nil
+	}
+	return nil, b.recordDenial(ctx, p, r, denial{decision: d, subject: subject, collection: collection, mode: action})
+}
+
+// ref returns the reference of subject in the ledger, and seals detail when there is one.
+func (b *Broker) ref(ctx context.Context, subject uuid.UUID, detail []byte) (ref [32]byte, sealed []byte, err error) {
+	if len(detail) == 0 {
+		if ref, ok := b.refs.Get(subject); ok {
+			return ref, nil, nil
+		}
+	}
+	raw, sealed, err := b.opener.Prepare(ctx, subject, detail)
+	if err != nil {
+		return ref, nil, fmt.Errorf("preparing the access record: %w", err)
+	}
+	return b.remember(subject, raw), sealed, nil
+}
+
+func (b *Broker) remember(subject uuid.UUID, raw []byte) (ref [32]byte) {
+	copy(ref[:], raw)
+	b.refs.Add(subject, ref)
+	return ref
+}
+
+// wrapf wraps err with what was being done.
+func wrapf(err error, doing string) error { return fmt.Errorf("%s: %w", doing, err) }

@@ -1,0 +1,186 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/prototypster/pdvault/access/consent"
+	"github.com/prototypster/pdvault/access/ledger"
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/access/policy"
+	"github.com/prototypster/pdvault/vault"
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// GiveConsent records that a person agreed to a purpose: the fields and recipients are those that the
+// purpose has in the policy now, so that a later policy cannot widen what was agreed to.
+func (b *Broker) GiveConsent(ctx context.Context, q ConsentRequest) (Consent, error) {
+	return again(func() (Consent, error) {
+		p, err := b.permit(ctx, q.Request, policy.ActionConsentGive, "", q.Subject)
+		if err != nil {
+			return Consent{}, err
+		}
+		before, done, err := b.replay(ctx, q.Request, q.Idempotency)
+		if err != nil {
+			return Consent{}, err
+		}
+		s, l, err := b.consentsOf(ctx, q.Subject)
+		if err != nil {
+			return Consent{}, err
+		}
+		if done {
+			if c := l.Find(before.Consent); c != nil {
+				return *c, nil
+			}
+			return Consent{}, wrapf(ErrIntegrity, "consent of an idempotency key is not there")
+		}
+		given, err := b.newConsent(p, q)
+		if err != nil {
+			return Consent{}, err
+		}
+		ref, sealedCapture, err := b.ref(ctx, q.Subject, q.Capture)
+		if err != nil {
+			return Consent{}, err
+		}
+		if len(q.Capture) == 0 {
+			sealedCapture = nil
+		}
+		given.State = l.StateFor(q.Purpose, b.now())
+		if len(l.Consents) >= consent.MaxPerSubject {
+			return Consent{}, consent.ErrTooMany
+		}
+
+		entry := b.newEntry(verify.KindConsentGiven, q.Request)
+		entry.SubjectRef, entry.Policy = encodeRef(ref[:]), p.Version
+		entry.Consent = consentChange(given)
+		_, err = b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
+			given.Entry, given.GivenAt = at.Index, at.Time
+			change, _ := l.Give(given, sealedCapture) // the bound was checked above on the same list
+			s.Expect(&change)
+			p.expect(&change)
+			before.keep(&change, outcome{Subject: q.Subject, Consent: given.ID, Entry: at.Index, At: at.Time})
+			return change
+		})
+		return given, b.mapAppend(ctx, err)
+	})
+}
+
+// newConsent fills a consent from the request and the policy.
+func (b *Broker) newConsent(p *published, q ConsentRequest) (Consent, error) {
+	purpose, ok := p.bundle.Purpose(q.Purpose)
+	switch {
+	case !ok:
+		return Consent{}, &FieldError{"/purpose", "is not a purpose of the policy"}
+	case purpose.Ground != verify.GroundConsent:
+		return Consent{}, &FieldError{"/purpose", "does not rest on consent"}
+	case q.Policy < 0 || q.Policy > p.Version:
+		return Consent{}, &FieldError{"/policy", "is not a published version"}
+	case !q.NotAfter.IsZero() && !q.NotAfter.After(b.now()):
+		return Consent{}, &FieldError{"/not_after", "must be in the future"}
+	}
+	c := Consent{
+		ID: uuid.New(), Subject: q.Subject, Purpose: q.Purpose, Policy: q.Policy,
+		Recipients: slices.Sorted(slices.Values(purpose.Callers)), NotAfter: q.NotAfter.UTC().Truncate(time.Millisecond),
+		SeparateDocument: q.SeparateDocument, Language: q.Language, NoticeSHA256: q.NoticeSHA256,
+	}
+	if q.NotAfter.IsZero() {
+		c.NotAfter = time.Time{}
+	}
+	if c.Policy == 0 {
+		c.Policy = p.Version
+	}
+	for collection, fields := range purpose.Fields {
+		for _, f := range fields {
+			c.Fields = append(c.Fields, policy.Qualify(collection, f))
+		}
+	}
+	slices.Sort(c.Fields)
+	return c, nil
+}
+
+// WithdrawConsent ends a consent. Reads that rest on it are denied from the moment that this commits;
+// withdrawing again changes nothing.
+func (b *Broker) WithdrawConsent(ctx context.Context, r Request, id uuid.UUID) (Consent, error) {
+	return again(func() (Consent, error) {
+		p, err := b.permit(ctx, r, policy.ActionConsentWithdraw, "", noSubject)
+		if err != nil {
+			return Consent{}, err
+		}
+		var l *consent.List
+		var subject uuid.UUID
+		err = b.store.View(ctx, func(reader kv.Reader) error {
+			var err error
+			if subject, err = consent.Owner(reader, id); err != nil {
+				return err
+			}
+			l, err = consent.Load(reader, subject)
+			return err
+		})
+		if errors.Is(err, consent.ErrNotFound) {
+			return Consent{}, ErrNotFound
+		}
+		if err != nil {
+			return Consent{}, err
+		}
+		c := l.Find(id)
+		if c == nil {
+			return Consent{}, wrapf(ErrIntegrity, "consent is not in its subject's list")
+		}
+		if c.State == consent.Withdrawn {
+			return *c, nil
+		}
+		ref, _, err := b.ref(ctx, subject, nil)
+		if err != nil {
+			return Consent{}, err
+		}
+		entry := b.newEntry(verify.KindConsentWithdrawn, r)
+		entry.SubjectRef, entry.Policy = encodeRef(ref[:]), p.Version
+		entry.Consent = consentChange(*c)
+		entry.Consent.State = consent.Withdrawn
+		var withdrawn Consent
+		_, err = b.ledger.Append(ctx, entry, func(at ledger.Position) (change kv.Change) {
+			change, withdrawn = l.Withdraw(id, at.Time, at.Index)
+			return change
+		})
+		return withdrawn, b.mapAppend(ctx, err)
+	})
+}
+
+// Consents returns the consents of a subject, oldest first, with their states now.
+func (b *Broker) Consents(ctx context.Context, r Request, subject uuid.UUID) ([]Consent, error) {
+	if _, err := b.permit(ctx, r, policy.ActionConsentList, "", subject); err != nil {
+		return nil, err
+	}
+	_, l, err := b.consentsOf(ctx, subject)
+	if err != nil {
+		return nil, err
+	}
+	return b.present(l), nil
+}
+
+func (b *Broker) consentsOf(ctx context.Context, subject uuid.UUID) (s *vault.Subject, l *consent.List, err error) {
+	err = b.store.View(ctx, func(r kv.Reader) error {
+		if s, err = vault.Load(r, subject); err != nil {
+			return err
+		}
+		l, err = consent.Load(r, subject)
+		return err
+	})
+	return s, l, absent(err)
+}
+
+// consentChange is what the ledger says of a consent.
+func consentChange(c Consent) *verify.ConsentChange {
+	change := &verify.ConsentChange{
+		ID: c.ID.String(), Purpose: c.Purpose, Policy: c.Policy, State: c.State, Fields: c.Fields,
+		Recipients: c.Recipients, SeparateDocument: c.SeparateDocument, NoticeSHA256: c.NoticeSHA256,
+	}
+	if !c.NotAfter.IsZero() {
+		change.NotAfter = verify.FormatTime(c.NotAfter)
+	}
+	return change
+}

@@ -1,0 +1,136 @@
+package access
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// idempotencyTTL is how long a repeated POST finds its first outcome.
+const idempotencyTTL = 24 * time.Hour
+
+// outcome is what a POST with an idempotency key did. It refers to the result and holds no plaintext.
+//
+// Stored as JSON under 'i' ‖ SHA-256(caller ‖ 0 ‖ route ‖ 0 ‖ key), in the transaction of the effect.
+type outcome struct {
+	Fingerprint string    `json:"f"` // hex SHA-256 of the body
+	Subject     uuid.UUID `json:"s"`
+	Consent     uuid.UUID `json:"c,omitzero"`
+	Version     uint64    `json:"v,omitzero"`
+	Entry       int64     `json:"e"`
+	At          time.Time `json:"t"`
+}
+
+// earlier is what is known of a request's idempotency key before it runs.
+type earlier struct {
+	outcome
+	key         []byte // nil: the request has no key
+	raw         []byte // the row as it was seen: nil, or one that has expired
+	fingerprint string
+}
+
+// replay looks for the outcome of an earlier request with the same key. done says that there is one.
+func (b *Broker) replay(ctx context.Context, r Request, id Idempotency) (e earlier, done bool, err error) {
+	if id.Key == "" {
+		return earlier{}, false, nil
+	}
+	scope := sha256.Sum256(bytes.Join([][]byte{[]byte(r.Caller.ID), []byte(id.Route), []byte(id.Key)}, []byte{0}))
+	e = earlier{key: append([]byte{'i'}, scope[:]...), fingerprint: hex.EncodeToString(id.Fingerprint[:])}
+	err = b.store.View(ctx, func(reader kv.Reader) error {
+		rows, err := reader.Get(e.key)
+		if err != nil {
+			return err
+		}
+		e.raw = rows[0]
+		return nil
+	})
+	if err != nil || e.raw == nil {
+		return e, false, err
+	}
+	if err := json.Unmarshal(e.raw, &e.outcome, json.RejectUnknownMembers(true)); err != nil {
+		return e, false, wrapf(ErrIntegrity, "row of an idempotency key")
+	}
+	if b.now().Sub(e.At) > idempotencyTTL {
+		return e, false, nil
+	}
+	if e.Fingerprint != e.fingerprint {
+		return e, false, ErrIdempotencyMismatch
+	}
+	return e, true, nil
+}
+
+// keep adds the outcome to change, on the condition that no other request with the key came first; the
+// loser of such a race tries again and finds the winner's outcome.
+func (e earlier) keep(change *kv.Change, o outcome) {
+	if e.key == nil {
+		return
+	}
+	o.Fingerprint = e.fingerprint
+	row, err := json.Marshal(&o)
+	if err != nil {
+		panic("access: outcome cannot be encoded: " + err.Error()) // plain struct: a bug here, not input
+	}
+	change.Expect(e.key, e.raw, errAgain)
+	change.Set(e.key, row)
+}
+
+// Sweep deletes the outcomes of idempotency keys that have expired. It is run from time to time by the
+// owner of the broker; nothing depends on it but the size of the store.
+func (b *Broker) Sweep(ctx context.Context) (deleted int, err error) {
+	var after []byte
+	for {
+		var expired [][]byte
+		var last []byte
+		err := b.store.View(ctx, func(r kv.Reader) error {
+			expired, last = nil, nil
+			pairs, err := r.Scan([]byte{'i'}, after, 500)
+			if err != nil {
+				return err
+			}
+			for _, p := range pairs {
+				var o outcome
+				if json.Unmarshal(p.Value, &o) == nil && b.now().Sub(o.At) > idempotencyTTL {
+					expired = append(expired, p.Key)
+				}
+				last = p.Key
+			}
+			return nil
+		})
+		if err != nil || last == nil {
+			return deleted, err
+		}
+		after = last
+		if len(expired) == 0 {
+			continue
+		}
+		err = b.store.Update(ctx, func(w kv.Writer) error {
+			for _, key := range expired {
+				// A key may have been used again since it was seen.
+				rows, err := w.Get(key)
+				if err != nil {
+					return err
+				}
+				var o outcome
+				if rows[0] != nil && json.Unmarshal(rows[0], &o) == nil && b.now().Sub(o.At) > idempotencyTTL {
+					w.Delete(key)
+				}
+			}
+			return nil
+		})
+		if errors.Is(err, kv.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return deleted, err
+		}
+		deleted += len(expired)
+	}
+}

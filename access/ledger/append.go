@@ -1,0 +1,99 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// Position is where an entry is about to be in the log.
+type Position struct {
+	Index int64
+	Time  time.Time // of the batch; what the entry will carry
+}
+
+// Receipt says where an entry is.
+type Receipt struct {
+	Index int64
+	Entry []byte // as stored and hashed
+	Time  time.Time
+}
+
+// timeUnset stands in an encoded entry until the committer knows the time.
+const timeUnset = "0000-01-01T00:00:00.000Z"
+
+// Append puts entry into the log and makes its effects in the same transaction. When it returns nil, both
+// are durable and a checkpoint that includes the entry is published. It sets the entry's time.
+//
+// effects gives the change of state that belongs to the entry; it may be nil. The committer calls it, so
+// it must be quick, must not call the ledger and must have no effects of its own: after a conflict it is
+// called again, perhaps with another position. When a check of the change fails, this entry alone is
+// refused with an error that wraps the check's Else, and no index is used up.
+//
+// Errors: a failed check's Else; ErrInvalidEntry, ErrEntryTooLarge; kv.ErrTooLarge when the effects are;
+// kv.ErrStorageFull when storage is full and the kind of entry may not use the reserve; ErrUnavailable when
+// the store failed; ErrClosed; the cause of ctx when it ended before the committer took the entry. Once the
+// committer has it, the outcome is awaited whatever becomes of ctx.
+func (l *Ledger) Append(ctx context.Context, entry verify.Entry, effects func(Position) kv.Change) (Receipt, error) {
+	if err := ctx.Err(); err != nil {
+		return Receipt{}, fmt.Errorf("appending to the ledger: %w", context.Cause(ctx))
+	}
+	it, err := newItem(entry, effects)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if err := l.queue.push(it); err != nil {
+		return Receipt{}, err
+	}
+	r, err := it.wait(ctx)
+	if err != nil {
+		return Receipt{}, fmt.Errorf("appending to the ledger: %w", err)
+	}
+	return r, nil
+}
+
+// newItem encodes the entry in its caller's goroutine, so that the committer only has to put the time in.
+func newItem(entry verify.Entry, effects func(Position) kv.Change) (*item, error) {
+	if entry.ID == "" || entry.Kind == "" {
+		return nil, fmt.Errorf("%w: it has no id or no kind", ErrInvalidEntry)
+	}
+	it := &item{reserve: mayUseReserve(entry.Kind), effects: effects, done: make(chan result, 1)}
+	if entry.SubjectRef != "" {
+		ref, err := verify.ParseRef(entry.SubjectRef)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalidEntry, err)
+		}
+		it.ref = ref
+	}
+	entry.Time = timeUnset
+	encoded, err := verify.Encode(entry)
+	if errors.Is(err, verify.ErrEntry) {
+		return nil, fmt.Errorf("%w: %w", ErrEntryTooLarge, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidEntry, err)
+	}
+	// Quotes inside of JSON strings are escaped, so the first match is the member itself.
+	member := []byte(`"time":"` + timeUnset + `"`)
+	at := bytes.Index(encoded, member)
+	if at < 0 {
+		return nil, fmt.Errorf("%w: it has no time", ErrInvalidEntry)
+	}
+	it.entry, it.timeAt = encoded, at+len(`"time":"`)
+	return it, nil
+}
+
+// mayUseReserve reports whether entries of this kind are written even when storage is full: those without
+// which reads would stop, and those by which a person's rights are served.
+func mayUseReserve(kind string) bool {
+	switch kind {
+	case verify.KindAccess, verify.KindAccessFailed, verify.KindLoginDenied,
+		verify.KindConsentWithdrawn, verify.KindSubjectErased, verify.KindRestrictionSet:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,449 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// LogCheck says how an exported log is to be checked.
+type LogCheck struct {
+	Ledger    note.Verifier   // required; its name is the origin
+	Witnesses []note.Verifier // whose cosignatures on the checkpoint count
+	Quorum    int             // how many of them must be there
+	Earlier   []byte          // a signed checkpoint that the auditor kept; nil when there is none
+	Policies  Policies        // what the grounds of services are rechecked against; nil leaves that part out
+	// Visit, when set, is called for each entry in order, after it was checked. Its error ends the check.
+	Visit func(index int64, raw []byte, e Entry) error
+}
+
+// Codes of problems with the log itself. After one of them nothing behind its index can be trusted, and
+// the check ends.
+const (
+	CodeCheckpoint  = "checkpoint"   // missing, malformed, foreign or with a wrong signature
+	CodeQuorum      = "quorum"       // too few witnesses
+	CodeMissingFile = "missing-file" // a bundle or tile is not there
+	CodeBadFile     = "bad-file"     // a bundle or tile is malformed
+	CodeTile        = "tile"         // a tile does not hold the hashes of what lies below it
+	CodeRoot        = "root"         // the entries do not give the root of the checkpoint
+	CodeEarlier     = "earlier"      // the log does not extend the earlier checkpoint
+	CodeEntry       = "entry"        // an entry is malformed
+	CodeTime        = "time"         // the time of an entry is before that of the one before
+)
+
+// Problem is something that is wrong with a log.
+type Problem struct {
+	Index  int64  `json:"index"` // of the first entry concerned; -1 when it is about the whole log
+	Code   string `json:"code"`
+	Detail string `json:"detail"`
+}
+
+// maxProblems bounds how many problems a report lists; the others are counted.
+const maxProblems = 1000
+
+// Report is the outcome of a check.
+type Report struct {
+	Checkpoint   Checkpoint       `json:"-"`
+	Cosignatures []Cosignature    `json:"cosignatures,omitempty"`
+	Earlier      *Checkpoint      `json:"-"`
+	Entries      int64            `json:"entries"` // read and found in the tree
+	First        string           `json:"first,omitempty"`
+	Last         string           `json:"last,omitempty"` // times
+	Kinds        map[string]int64 `json:"kinds"`
+	Access       AccessCounts     `json:"access"`
+	Policies     int64            `json:"policies"` // policy bundles whose bytes were compared with the log
+	Problems     []Problem        `json:"problems"`
+	Found        int64            `json:"problem_count"` // of problems, listed or not
+}
+
+// AccessCounts sums up the access records of a log.
+type AccessCounts struct {
+	Allowed   int64            `json:"allowed"`
+	Denied    int64            `json:"denied"`
+	Failed    int64            `json:"failed"`    // allowed, recorded and then not served
+	Grounds   map[string]int64 `json:"grounds"`   // of those allowed
+	Rechecked int64            `json:"rechecked"` // allowed, and their ground held when replayed
+	Partly    int64            `json:"partly"`    // allowed by a policy that was not there to be replayed
+}
+
+// OK reports whether nothing is wrong.
+func (r *Report) OK() bool { return r.Found == 0 }
+
+func (r *Report) add(p Problem) {
+	if r.Found++; len(r.Problems) < maxProblems {
+		r.Problems = append(r.Problems, p)
+	}
+}
+
+// errStop ends a check early: the problem that ended it is in the report.
+var errStop = errors.New("verify: log check ended")
+
+// VerifyLog checks an exported log: a directory with the layout of C2SP tlog-tiles, and optionally the
+// policy bundles as policy/<version>.json. It recomputes everything from the entries: each tile, the root
+// of the signed checkpoint, consistency with an earlier checkpoint; then it replays the entries and
+// rechecks each ground. What is wrong is in the report. An error means that the check could not be done:
+// ctx ended, reading failed for another reason than absence, or Visit failed.
+func VerifyLog(ctx context.Context, dir fs.FS, c LogCheck) (*Report, error) {
+	v := &logVerifier{
+		dir: dir, check: c,
+		report: &Report{
+			Kinds: make(map[string]int64), Problems: []Problem{},
+			Access: AccessCounts{Grounds: make(map[string]int64)},
+		},
+	}
+	v.replay = newReplay(v.report, c.Policies)
+	if err := v.run(ctx); err != nil && !errors.Is(err, errStop) {
+		return v.report, err
+	}
+	return v.report, nil
+}
+
+type logVerifier struct {
+	dir    fs.FS
+	check  LogCheck
+	report *Report
+	tree   hashTree
+	replay *replay
+	last   string // time of the last entry
+}
+
+// fail records a problem and ends the check.
+func (v *logVerifier) fail(index int64, code, format string, args ...any) error {
+	v.report.add(Problem{Index: index, Code: code, Detail: fmt.Sprintf(format, args...)})
+	return errStop
+}
+
+func (v *logVerifier) run(ctx context.Context) error {
+	if err := v.openCheckpoints(); err != nil {
+		return err
+	}
+	cp := v.report.Checkpoint
+	if err := v.checkEarlier(); err != nil { // when it is of the empty log
+		return err
+	}
+	if err := v.readBundles(ctx, cp.Size); err != nil {
+		return err
+	}
+	for level := range v.tree.levels {
+		if err := v.compareTile(level, v.tree.levels[level].n, v.tree.levels[level].hashes); err != nil {
+			return err
+		}
+	}
+	if v.tree.root() != cp.Root {
+		return v.fail(v.trusted(), CodeRoot, "the entries and tiles do not give the root of the checkpoint")
+	}
+	return nil
+}
+
+func (v *logVerifier) openCheckpoints() error {
+	if v.check.Ledger == nil {
+		return errors.New("verify: no ledger key to check the log with")
+	}
+	signed, err := fs.ReadFile(v.dir, CheckpointPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return v.fail(-1, CodeCheckpoint, "there is no checkpoint")
+	} else if err != nil {
+		return fmt.Errorf("reading the checkpoint: %w", err)
+	}
+	origin := v.check.Ledger.Name()
+	cp, n, err := OpenCheckpoint(signed, origin, v.check.Ledger, v.check.Witnesses...)
+	if err != nil {
+		return v.fail(-1, CodeCheckpoint, "%v", err)
+	}
+	v.report.Checkpoint = cp
+	v.report.Cosignatures = Cosignatures(n, v.check.Witnesses...)
+	if got := len(v.report.Cosignatures); got < v.check.Quorum {
+		return v.fail(-1, CodeQuorum, "cosigned by %d witnesses, not %d", got, v.check.Quorum)
+	}
+	if v.check.Earlier == nil {
+		return nil
+	}
+	earlier, _, err := OpenCheckpoint(v.check.Earlier, origin, v.check.Ledger, v.check.Witnesses...)
+	if err != nil {
+		return v.fail(-1, CodeEarlier, "the earlier checkpoint: %v", err)
+	}
+	v.report.Earlier = &earlier
+	if earlier.Size > cp.Size {
+		return v.fail(cp.Size, CodeEarlier, "the log had %d entries and now has %d", earlier.Size, cp.Size)
+	}
+	return nil
+}
+
+// trusted returns the first index that no checkpoint covers whose root has been found to be right.
+func (v *logVerifier) trusted() int64 {
+	if e := v.report.Earlier; e != nil && v.tree.size >= e.Size {
+		return e.Size
+	}
+	return 0
+}
+
+func (v *logVerifier) checkEarlier() error {
+	e := v.report.Earlier
+	if e == nil || v.tree.size != e.Size {
+		return nil
+	}
+	if v.tree.root() != e.Root {
+		return v.fail(0, CodeEarlier, "the first %d entries are not those of the earlier checkpoint", e.Size)
+	}
+	return nil
+}
+
+// bundle is one entry bundle, read and hashed.
+type bundle struct {
+	n       int64
+	raw     [][]byte
+	entries []Entry
+	hashes  []tlog.Hash
+	problem *Problem // ends the check at the entry that it names, if the entries before are all right
+	err     error
+}
+
+// readBundles reads the bundles of the log with one goroutine for each processor, since parsing is the
+// greater part of the work, and takes them in order. All goroutines have ended when it returns.
+func (v *logVerifier) readBundles(ctx context.Context, size int64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	count := (size + TileWidth - 1) / TileWidth
+	// Each bundle has a channel of its own in the queue, whose capacity bounds how much is read ahead.
+	queue := make(chan chan bundle, 2*runtime.GOMAXPROCS(0))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer close(queue)
+		for n := range count {
+			out := make(chan bundle, 1)
+			select {
+			case queue <- out:
+			case <-ctx.Done():
+				return
+			}
+			go func() { out <- v.readBundle(n, size) }()
+		}
+	}()
+	defer func() {
+		cancel()
+		<-ended
+		for out := range queue {
+			<-out
+		}
+	}()
+	for range count {
+		out, open := <-queue
+		if !open {
+			return context.Cause(ctx)
+		}
+		b := <-out
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if err := v.take(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *logVerifier) readBundle(n, size int64) bundle {
+	b := bundle{n: n}
+	width := int(min(TileWidth, size-n*TileWidth))
+	data, problem, err := v.readTile(Tile{EntriesLevel, n, width}, n*TileWidth)
+	if problem != nil || err != nil {
+		b.problem, b.err = problem, err
+		return b
+	}
+	b.raw, err = DecodeBundle(data, TileWidth)
+	if len(b.raw) == 0 {
+		b.raw, err = DecodeBundle(data, width)
+	}
+	if err != nil {
+		b.problem = &Problem{n * TileWidth, CodeBadFile, fmt.Sprintf("bundle %d: %v", n, err)}
+		return b
+	}
+	b.raw = b.raw[:width]
+	for i, raw := range b.raw {
+		e, err := ParseEntry(raw)
+		if err != nil {
+			b.problem = &Problem{n*TileWidth + int64(i), CodeEntry, err.Error()}
+		}
+		if b.problem == nil {
+			b.entries = append(b.entries, e)
+		}
+		b.hashes = append(b.hashes, tlog.RecordHash(raw))
+	}
+	return b
+}
+
+// readTile reads a file of the log. A full tile serves for a partial one that is gone, as tlog-tiles allows.
+func (v *logVerifier) readTile(t Tile, index int64) ([]byte, *Problem, error) {
+	data, err := fs.ReadFile(v.dir, t.Path())
+	if errors.Is(err, fs.ErrNotExist) && t.Width < TileWidth {
+		data, err = fs.ReadFile(v.dir, Tile{t.Level, t.N, TileWidth}.Path())
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &Problem{index, CodeMissingFile, t.Path() + " is missing"}, nil
+	} else if err != nil {
+		return nil, nil, fmt.Errorf("reading %s: %w", t.Path(), err)
+	}
+	return data, nil, nil
+}
+
+// take puts a bundle into the tree, which shows that its entries are those of the tiles, and replays them.
+func (v *logVerifier) take(b bundle) error {
+	if b.err != nil {
+		return b.err
+	}
+	first := b.n * TileWidth
+	if len(b.hashes) > 0 {
+		// The lowest tile is compared before anything is believed, since it names the very entry.
+		if err := v.compareTile(0, b.n, b.hashes); err != nil {
+			return err
+		}
+	}
+	for i, h := range b.hashes {
+		if i < len(b.entries) {
+			if err := v.takeEntry(first+int64(i), b.raw[i], b.entries[i]); err != nil {
+				return err
+			}
+		} else if b.problem != nil {
+			break
+		}
+		if err := v.tree.add(h, v.compareTile); err != nil {
+			return err
+		}
+		if err := v.checkEarlier(); err != nil {
+			return err
+		}
+	}
+	if b.problem != nil {
+		return v.fail(b.problem.Index, b.problem.Code, "%s", b.problem.Detail)
+	}
+	return nil
+}
+
+func (v *logVerifier) takeEntry(index int64, raw []byte, e Entry) error {
+	if e.Time < v.last { // TimeLayout sorts as text
+		return v.fail(index, CodeTime, "%s is before %s", e.Time, v.last)
+	}
+	if v.last = e.Time; index == 0 {
+		v.report.First = e.Time
+	}
+	v.report.Entries, v.report.Last = index+1, e.Time
+	v.report.Kinds[e.Kind]++
+	if e.Kind == KindPolicyPublished && e.Bundle != nil {
+		if err := v.checkBundle(index, e.Bundle); err != nil {
+			return err
+		}
+	}
+	v.replay.entry(index, e)
+	if v.check.Visit != nil {
+		return v.check.Visit(index, raw, e)
+	}
+	return nil
+}
+
+// compareTile demands that the tile in the log holds these hashes.
+func (v *logVerifier) compareTile(level int, n int64, hashes []tlog.Hash) error {
+	if len(hashes) == 0 {
+		return nil
+	}
+	span := int64(1) << (TileHeight * level) // entries below one hash
+	first := n * TileWidth * span
+	t := Tile{level, n, len(hashes)}
+	data, problem, err := v.readTile(t, first)
+	if err != nil {
+		return err
+	}
+	if problem != nil {
+		return v.fail(problem.Index, problem.Code, "%s", problem.Detail)
+	}
+	width := len(data) / tlog.HashSize
+	stored, err := DecodeTile(data, width)
+	if err != nil || width < t.Width || (width > t.Width && width != TileWidth) {
+		return v.fail(first, CodeBadFile, "%s is malformed", t.Path())
+	}
+	if slices.Equal(stored[:t.Width], hashes) {
+		return nil
+	}
+	at := slices.IndexFunc(hashes, func(h tlog.Hash) bool { return !slices.Contains(stored[:t.Width], h) })
+	for i := range hashes {
+		if stored[i] != hashes[i] {
+			at = i
+			break
+		}
+	}
+	return v.fail(first+int64(at)*span, CodeTile, "%s does not hold the hash of entry %d at %d", t.Path(), first+int64(at)*span, at)
+}
+
+// hashTree recomputes a tree from the hashes of its entries. It is written apart from the one that the
+// ledger grows, and keeps no more than the hashes of the right-most tile of each level.
+type hashTree struct {
+	size   int64
+	levels []hashLevel
+}
+
+type hashLevel struct {
+	n      int64 // index of the tile that grows
+	hashes []tlog.Hash
+}
+
+// add appends an entry's hash and reports each tile above the lowest level that becomes full.
+func (t *hashTree) add(h tlog.Hash, full func(level int, n int64, hashes []tlog.Hash) error) error {
+	t.size++
+	for level := 0; ; level++ {
+		if level == len(t.levels) {
+			t.levels = append(t.levels, hashLevel{})
+		}
+		l := &t.levels[level]
+		l.hashes = append(l.hashes, h)
+		if len(l.hashes) < TileWidth {
+			return nil
+		}
+		if level > 0 {
+			if err := full(level, l.n, l.hashes); err != nil {
+				return err
+			}
+		}
+		h = treeHash(l.hashes)
+		l.n, l.hashes = l.n+1, l.hashes[:0]
+	}
+}
+
+// root returns the hash of the tree as it is.
+func (t *hashTree) root() tlog.Hash {
+	if t.size == 0 {
+		return EmptyCheckpoint("").Root
+	}
+	// What lies right of the full subtrees of a level is, as one subtree, the last of that level.
+	var right []tlog.Hash
+	for _, l := range t.levels {
+		if hashes := append(slices.Clone(l.hashes), right...); len(hashes) > 0 {
+			right = []tlog.Hash{treeHash(hashes)}
+		}
+	}
+	return right[0]
+}
+
+// treeHash is the RFC 6962 hash of a tree over subtrees of equal size, the last of which may be smaller.
+func treeHash(hashes []tlog.Hash) tlog.Hash {
+	if len(hashes) == 1 {
+		return hashes[0]
+	}
+	k := 1
+	for 2*k < len(hashes) {
+		k *= 2
+	}
+	return tlog.NodeHash(treeHash(hashes[:k]), treeHash(hashes[k:]))
+}
+
+// timeBefore reports whether a is before b; both in TimeLayout, an unreadable one is before all.
+func timeBefore(a, b string) bool {
+	ta, errA := time.Parse(time.RFC3339Nano, a)
+	tb, errB := time.Parse(time.RFC3339Nano, b)
+	return errA != nil || errB == nil && ta.Before(tb)
+}

@@ -1,0 +1,265 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/prototypster/pdvault/access/consent"
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/access/policy"
+	"github.com/prototypster/pdvault/vault"
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// Read decides on a read, records it, and only then has the fields opened. Possible errors: *DeniedError,
+// ErrNotFound, ErrInvalid, ErrLimited, ErrBusy, ErrIntegrity and the errors of ledger and sidecar; after
+// any error no plaintext has left, and if the access was already recorded, access.failed follows it.
+func (b *Broker) Read(ctx context.Context, q ReadRequest) (ReadResult, error) {
+	if q.Mode == "" {
+		q.Mode = verify.ModeReveal
+	}
+	if err := b.budgets.read(b.current.Load(), q.Caller.ID, b.now()); err != nil {
+		return ReadResult{}, err
+	}
+	return again(func() (ReadResult, error) { return b.read(ctx, q) })
+}
+
+// ReadBatch serves many reads, each decided and recorded on its own. The error is set only when the batch
+// as a whole is refused.
+func (b *Broker) ReadBatch(ctx context.Context, q BatchRequest) ([]BatchResult, error) {
+	if len(q.Reads) == 0 || len(q.Reads) > MaxBatch {
+		return nil, &FieldError{"/reads", "must have 1 to 1000 items"}
+	}
+	results := make([]BatchResult, len(q.Reads))
+	// The ledger and the sidecar's client gather what is under way at once; there is nothing to gain from
+	// more at a time than one of their batches.
+	var group errgroup.Group
+	group.SetLimit(256)
+	for i, item := range q.Reads {
+		group.Go(func() error {
+			read, err := b.Read(ctx, ReadRequest{
+				Request: q.Request, Subject: item.Subject, Collection: item.Collection, Fields: item.Fields,
+				Purpose: q.Purpose, Mode: q.Mode, Reference: q.Reference, Justification: q.Justification,
+			})
+			if err != nil {
+				results[i].Err = err
+				return nil
+			}
+			results[i].Read = &read
+			return nil
+		})
+	}
+	group.Wait() // each item keeps its own error
+	return results, nil
+}
+
+// Check answers whether a read would be allowed, and if not what is missing. It discloses no plaintext and
+// is not recorded as an access. A caller whose rights do not depend on the subject learns nothing about it.
+func (b *Broker) Check(ctx context.Context, q ReadRequest) (CheckResult, error) {
+	if q.Mode == "" {
+		q.Mode = verify.ModeReveal
+	}
+	p := b.current.Load()
+	state, q, err := b.look(ctx, p, q)
+	if err != nil {
+		return CheckResult{}, err
+	}
+	d := b.decideRead(p, q, state)
+	if d.Allow && state.subject.Rows[q.Collection] == nil {
+		return CheckResult{}, ErrNotFound
+	}
+	result := CheckResult{Allow: d.Allow, Ground: d.Ground, Reason: d.Reason, Missing: d.Missing}
+	if d.Allow {
+		result.Fields = q.Fields
+	} else if d.Reason == policy.ReasonSubjectErased {
+		return CheckResult{}, ErrNotFound
+	}
+	return result, nil
+}
+
+// look reads from one snapshot what the decision and the read need.
+func (b *Broker) look(ctx context.Context, p *published, q ReadRequest) (seen, ReadRequest, error) {
+	if len(q.Fields) == 0 {
+		q.Fields = p.bundle.PurposeFields(q.Purpose, q.Collection)
+	} else {
+		q.Fields = slices.Compact(slices.Sorted(slices.Values(q.Fields)))
+	}
+	state := seen{policy: p}
+	purpose, known := p.bundle.Purpose(q.Purpose)
+	err := b.store.View(ctx, func(r kv.Reader) error {
+		var err error
+		state.subject, err = vault.Load(r, q.Subject, q.Collection)
+		if err != nil && !errors.Is(err, vault.ErrNoSubject) {
+			return err
+		}
+		if known && purpose.Ground == verify.GroundConsent {
+			state.consents, err = consent.Load(r, q.Subject)
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return seen{}, q, wrapf(err, "reading the subject")
+	}
+	return state, q, nil
+}
+
+func (b *Broker) decideRead(p *published, q ReadRequest, s seen) policy.Decision {
+	action := policy.ActionRead
+	if q.Mode == verify.ModeVerify {
+		action = policy.ActionVerify
+	}
+	request := policy.Request{
+		Action: action, Collection: q.Collection, Fields: q.Fields, Purpose: q.Purpose, Mode: q.Mode,
+		Justification: q.Justification != "",
+		Subject:       policy.Subject{Exists: s.subject.Exists(), Restricted: s.subject.Head.Restricted, Erased: s.subject.Head.Erased},
+		Now:           b.now(),
+	}
+	if s.consents != nil {
+		request.Consents = facts(s.consents)
+	}
+	return b.decide(p, q.Request, request)
+}
+
+// facts is what the policy is told of consents.
+func facts(l *consent.List) []policy.Consent {
+	out := make([]policy.Consent, len(l.Consents))
+	for i, c := range l.Consents {
+		out[i] = policy.Consent{
+			ID: c.ID.String(), Purpose: c.Purpose, Policy: c.Policy, State: c.State, Fields: c.Fields,
+			Recipients: c.Recipients, NotAfter: c.NotAfter, SeparateDocument: c.SeparateDocument, Entry: c.Entry,
+		}
+	}
+	return out
+}
+
+// read is one attempt of Read.
+func (b *Broker) read(ctx context.Context, q ReadRequest) (ReadResult, error) {
+	granted, err := b.grant(ctx, &q)
+	if err != nil {
+		return ReadResult{}, err
+	}
+	fields := make([]OpenField, 0, len(q.Fields))
+	for _, name := range q.Fields {
+		if ciphertext := granted.row.Field(name); ciphertext != nil {
+			fields = append(fields, OpenField{Field: name, Ciphertext: ciphertext})
+		}
+	}
+	opened, err := b.open(ctx, q, granted, fields)
+	if err != nil {
+		return ReadResult{}, err
+	}
+	result := ReadResult{
+		Subject: q.Subject, Collection: q.Collection, Version: granted.row.Version,
+		Fields: make(map[string][]byte, len(fields)), Record: granted.index, Ground: granted.ground,
+	}
+	for i, f := range fields {
+		value := opened[i].Plaintext
+		if q.Mode == verify.ModeMask {
+			if value, err = granted.mask(q.Collection, f.Field, value); err != nil {
+				b.recordFailure(ctx, q.Request, granted.index, granted.ref, err)
+				return ReadResult{}, wrapf(err, "masking")
+			}
+		}
+		result.Fields[f.Field] = value
+	}
+	b.observer.Served(len(fields))
+	return result, nil
+}
+
+// grant is an allowed access whose record is durable.
+type grant struct {
+	index  int64
+	entry  []byte
+	ref    string
+	ground string
+	row    *vault.Row
+	policy *published
+}
+
+func (g *grant) mask(collection, field string, value []byte) ([]byte, error) {
+	c, ok := g.policy.bundle.Collection(collection)
+	if !ok {
+		return nil, wrapf(ErrIntegrity, "collection left the policy")
+	}
+	return c.Mask(field, value)
+}
+
+// grant decides on q and records the decision. It returns only when the access record is durable.
+func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
+	p := b.current.Load()
+	state, resolved, err := b.look(ctx, p, *q)
+	if err != nil {
+		return nil, err
+	}
+	*q = resolved
+	d := b.decideRead(p, *q, state)
+	text := detail{q.Reference, q.Justification, q.Client}
+	refusal := denial{
+		decision: d, subject: q.Subject, collection: q.Collection, fields: q.Fields, purpose: q.Purpose,
+		mode: q.Mode, detail: text,
+	}
+	row := state.subject.Rows[q.Collection]
+	switch {
+	case !d.Allow && d.Reason == policy.ReasonSubjectErased:
+		refusal.result = ErrNotFound
+		return nil, b.recordDenial(ctx, p, q.Request, refusal)
+	case !d.Allow:
+		return nil, b.recordDenial(ctx, p, q.Request, refusal)
+	case row == nil:
+		// Allowed, but there is nothing to read: absent looks like erased.
+		refusal.decision.Reason, refusal.result = reasonNotFound, ErrNotFound
+		return nil, b.recordDenial(ctx, p, q.Request, refusal)
+	}
+
+	salted, commit := text.encode()
+	ref, sealed, err := b.ref(ctx, q.Subject, salted)
+	if err != nil {
+		return nil, err
+	}
+	entry := b.newEntry(verify.KindAccess, q.Request)
+	entry.Recipient, entry.SubjectRef = d.Recipient, encodeRef(ref[:])
+	entry.Collection, entry.Fields, entry.Mode = q.Collection, q.Fields, q.Mode
+	entry.Purpose, entry.Ground, entry.Evidence = q.Purpose, d.Ground, d.Evidence
+	entry.Policy, entry.Sidecar = p.Version, b.sidecar
+	entry.Decision, entry.Rules, entry.DetailCommit = verify.Allow, d.Rules, commit
+	receipt, err := b.append(ctx, entry, state, sealed)
+	if err != nil {
+		return nil, err
+	}
+	return &grant{index: receipt.Index, entry: receipt.Entry, ref: entry.SubjectRef, ground: d.Ground, row: row, policy: p}, nil
+}
+
+// reasonNotFound is recorded when an allowed caller asked for what is not there.
+const reasonNotFound = "not-found"
+
+// open shows the sidecar the record of g and returns what it opens.
+func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, fields []OpenField) ([]OpenedField, error) {
+	if len(fields) == 0 {
+		return nil, nil
+	}
+	opened, err := b.opener.Open(ctx, g.index, g.entry, q.Subject, q.Collection, g.row.Version, fields)
+	if err == nil && len(opened) != len(fields) {
+		err = wrapf(ErrIntegrity, "sidecar answered another number of fields")
+	}
+	if err != nil {
+		b.recordFailure(ctx, q.Request, g.index, g.ref, err)
+		return nil, wrapf(err, "opening")
+	}
+	return opened, nil
+}
+
+// subjectState is the state of a subject for a decision.
+func (b *Broker) subjectState(ctx context.Context, id uuid.UUID, collections ...string) (*vault.Subject, error) {
+	var s *vault.Subject
+	err := b.store.View(ctx, func(r kv.Reader) error {
+		var err error
+		s, err = vault.Load(r, id, collections...)
+		return err
+	})
+	return s, err
+}

@@ -1,0 +1,190 @@
+package access
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+
+	"github.com/prototypster/pdvault/access/consent"
+	"github.com/prototypster/pdvault/access/ledger"
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/access/policy"
+	"github.com/prototypster/pdvault/vault"
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// newEntry returns an entry of kind by the caller of r.
+func (b *Broker) newEntry(kind string, r Request) verify.Entry {
+	caller := r.Caller
+	return verify.Entry{ID: uuid.Must(uuid.NewV7()).String(), Kind: kind, Caller: &caller, Trace: r.Trace}
+}
+
+func encodeRef(ref []byte) string { return base64.RawURLEncoding.EncodeToString(ref) }
+
+// detail is the free text of an access record. It is sealed under the subject's key and kept outside the
+// tree; the entry holds a commitment to it.
+type detail struct {
+	Reference     string `json:"reference,omitzero"`
+	Justification string `json:"justification,omitzero"`
+	Client        string `json:"client,omitzero"`
+}
+
+// encode returns salt32 ‖ JSON and the commitment to it, or nothing when there is no detail.
+func (d detail) encode() (salted []byte, commit string) {
+	if d == (detail{}) {
+		return nil, ""
+	}
+	text, err := json.Marshal(&d)
+	if err != nil {
+		panic("access: detail cannot be encoded: " + err.Error()) // three strings: a bug here, not input
+	}
+	salted = make([]byte, 32, 32+len(text))
+	rand.Read(salted)
+	salted = append(salted, text...)
+	sum := sha256.Sum256(salted)
+	return salted, base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// detailKey is the row of the sealed detail of the entry at index: 'd' ‖ index (big endian).
+func detailKey(index int64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{'d'}, uint64(index))
+}
+
+// seen is the state that a request was decided on.
+type seen struct {
+	policy   *published
+	subject  *vault.Subject // nil when the decision did not look at it
+	consents *consent.List  // nil when the decision did not look at them
+}
+
+// expect makes change fail when what was seen has changed.
+func (s seen) expect(change *kv.Change) {
+	s.policy.expect(change)
+	if s.subject != nil {
+		s.subject.Expect(change)
+	}
+	if s.consents != nil {
+		s.consents.Expect(change)
+	}
+}
+
+// append puts an access entry into the ledger on the condition that what was seen still holds.
+func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, sealedDetail []byte) (ledger.Receipt, error) {
+	receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
+		var change kv.Change
+		s.expect(&change)
+		if sealedDetail != nil {
+			change.Set(detailKey(at.Index), sealedDetail)
+		}
+		return change
+	})
+	return receipt, b.mapAppend(ctx, err)
+}
+
+// mapAppend gives an error of Append its meaning for a caller. When another policy was published it loads it,
+// so that the next attempt decides on it.
+func (b *Broker) mapAppend(ctx context.Context, err error) error {
+	var unique *vault.NotUniqueError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &unique):
+		return &NotUniqueError{unique.Collection, unique.Field}
+	case errors.Is(err, errPolicyChanged):
+		if err := b.reload(ctx); err != nil {
+			return err
+		}
+		return errAgain
+	case errors.Is(err, vault.ErrStale), errors.Is(err, consent.ErrStale):
+		return errAgain
+	}
+	return wrapf(err, "recording")
+}
+
+// denial is a denied request on its way into the ledger.
+type denial struct {
+	decision   policy.Decision
+	subject    uuid.UUID // zero: the request named none
+	collection string
+	fields     []string
+	purpose    string
+	mode       string
+	detail     detail
+	result     error // returned after recording; nil: a *DeniedError of the decision
+}
+
+// recordDenial appends the denied access and returns what the caller is told. The sidecar is asked for the
+// reference whether or not the subject exists, so that the time taken does not tell; when there is none, or
+// the sidecar cannot answer, the entry goes without it.
+func (b *Broker) recordDenial(ctx context.Context, p *published, r Request, d denial) error {
+	entry := b.newEntry(verify.KindAccess, r)
+	entry.Collection, entry.Fields, entry.Purpose = p.known(d)
+	entry.Mode = d.mode
+	entry.Ground, entry.Recipient, entry.Rules = d.decision.Ground, d.decision.Recipient, d.decision.Rules
+	entry.Policy = p.Version
+	entry.Decision, entry.Reason = verify.Deny, d.decision.Reason
+
+	var sealed []byte
+	if d.subject != uuid.Nil {
+		salted, commit := d.detail.encode()
+		ref, sealedDetail, err := b.ref(ctx, d.subject, salted)
+		if err == nil {
+			entry.SubjectRef = encodeRef(ref[:])
+			entry.DetailCommit, sealed = commit, sealedDetail
+			if sealed == nil {
+				entry.DetailCommit = ""
+			}
+		}
+	}
+	receipt, err := b.append(ctx, entry, seen{policy: p}, sealed)
+	if errors.Is(err, errAgain) {
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	if d.result != nil {
+		return d.result
+	}
+	return &DeniedError{Reason: d.decision.Reason, Missing: d.decision.Missing, Record: receipt.Index}
+}
+
+// recordFailure appends that the allowed access at index was not served. It outlives the request.
+func (b *Broker) recordFailure(ctx context.Context, r Request, index int64, subjectRef string, cause error) {
+	code := b.failureCode(cause)
+	b.observer.Failed(code)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	entry := b.newEntry(verify.KindAccessFailed, r)
+	entry.Of, entry.SubjectRef, entry.Reason = &index, subjectRef, code
+	if _, err := b.ledger.Append(ctx, entry, nil); err != nil {
+		b.log.Error("access.failed could not be recorded", "of", index, "reason", code)
+	}
+}
+
+// known keeps the names that the policy knows. Any other text in a denied request comes from the caller and
+// could be anything; the ledger must hold no personal data.
+func (p *published) known(d denial) (collection string, fields []string, purpose string) {
+	if _, ok := p.bundle.Purpose(d.purpose); ok {
+		purpose = d.purpose
+	}
+	c, ok := p.bundle.Collection(d.collection)
+	if !ok {
+		return "", nil, purpose
+	}
+	for _, name := range d.fields {
+		if _, ok := c.Field(name); ok {
+			fields = append(fields, name)
+		}
+	}
+	slices.Sort(fields)
+	return d.collection, slices.Compact(fields), purpose
+}

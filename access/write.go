@@ -1,0 +1,294 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/prototypster/pdvault/access/consent"
+	"github.com/prototypster/pdvault/access/ledger"
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/access/policy"
+	"github.com/prototypster/pdvault/vault"
+	"github.com/prototypster/pdvault/vault/kv"
+	"github.com/prototypster/pdvault/vault/schema"
+)
+
+// noSubject stands where a request names no subject.
+var noSubject uuid.UUID
+
+// CreateSubject makes a subject with its first records, all or nothing. Possible errors: *DeniedError,
+// *schema.ValidationError, *FieldError, *NotUniqueError, ErrIdempotencyMismatch, ErrBusy and the errors
+// of ledger and sidecar; after any error nothing was written.
+func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, error) {
+	if len(q.Records) == 0 {
+		return Written{}, &FieldError{"/records", "must name at least one collection"}
+	}
+	return again(func() (Written, error) {
+		before, done, err := b.replay(ctx, q.Request, q.Idempotency)
+		if err != nil || done {
+			return Written{Subject: before.Subject, Version: before.Version, Created: true, Record: before.Entry}, err
+		}
+		var p *published
+		records := make(map[*schema.Collection]vault.Plain, len(q.Records))
+		for _, name := range slices.Sorted(maps.Keys(q.Records)) {
+			c, plain, seen, err := b.admitWrite(ctx, q.Request, noSubject, name, q.Records[name])
+			if err != nil {
+				return Written{}, err
+			}
+			records[c], p = plain, seen
+		}
+		subject := uuid.New()
+		prepared, err := b.vault.Create(ctx, subject, records)
+		if err != nil {
+			return Written{}, err
+		}
+		entry := b.writeEntry(verify.KindSubjectCreated, q.Request, p, prepared)
+		receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
+			change := prepared.Change(at.Index, at.Time)
+			p.expect(&change)
+			before.keep(&change, outcome{Subject: subject, Version: 1, Entry: at.Index, At: at.Time})
+			return change
+		})
+		if err := b.mapAppend(ctx, err); err != nil {
+			return Written{}, err
+		}
+		b.remember(subject, prepared.Ref)
+		return Written{Subject: subject, Version: 1, Created: true, Record: receipt.Index}, nil
+	})
+}
+
+// PutRecord writes a whole record. An existing one must be named by its version.
+func (b *Broker) PutRecord(ctx context.Context, q WriteRequest) (Written, error) {
+	return again(func() (Written, error) {
+		c, plain, p, err := b.admitWrite(ctx, q.Request, q.Subject, q.Collection, q.Body)
+		if err != nil {
+			return Written{}, err
+		}
+		s, err := b.subjectState(ctx, q.Subject, q.Collection)
+		if err != nil {
+			return Written{}, absent(err)
+		}
+		if err := precondition(q, s); err != nil {
+			return Written{}, err
+		}
+		prepared, err := b.vault.Put(ctx, s, c, plain)
+		if err != nil {
+			return Written{}, err
+		}
+		w, err := b.commit(ctx, q.Request, p, verify.KindRecordWritten, prepared)
+		w.Created = s.Rows[q.Collection] == nil
+		return w, err
+	})
+}
+
+// PatchRecord changes fields of a record by a merge patch. Fields that the patch does not name are resealed
+// inside the sidecar. The patched record is validated as far as it can be without opening the rest: the
+// named fields by their schemas, and the presence of required fields.
+func (b *Broker) PatchRecord(ctx context.Context, q WriteRequest) (Written, error) {
+	return again(func() (Written, error) {
+		p, err := b.permit(ctx, q.Request, policy.ActionWrite, q.Collection, q.Subject)
+		if err != nil {
+			return Written{}, err
+		}
+		c, ok := p.bundle.Collection(q.Collection)
+		if !ok {
+			return Written{}, ErrNotFound
+		}
+		s, err := b.subjectState(ctx, q.Subject, q.Collection)
+		if err != nil {
+			return Written{}, absent(err)
+		}
+		row := s.Rows[q.Collection]
+		if row == nil {
+			return Written{}, ErrNotFound
+		}
+		if err := precondition(q, s); err != nil {
+			return Written{}, err
+		}
+		set, remove, err := c.MergePatch(q.Body)
+		if err != nil {
+			return Written{}, err
+		}
+		prepared, err := b.vault.Patch(ctx, s, c, set, remove)
+		if err != nil {
+			return Written{}, err
+		}
+		return b.commit(ctx, q.Request, p, verify.KindRecordWritten, prepared)
+	})
+}
+
+// DeleteRecord removes a record.
+func (b *Broker) DeleteRecord(ctx context.Context, q WriteRequest) (Written, error) {
+	return again(func() (Written, error) {
+		p, err := b.permit(ctx, q.Request, policy.ActionDelete, q.Collection, q.Subject)
+		if err != nil {
+			return Written{}, err
+		}
+		s, err := b.subjectState(ctx, q.Subject, q.Collection)
+		if err != nil {
+			return Written{}, absent(err)
+		}
+		if s.Rows[q.Collection] == nil {
+			return Written{}, ErrNotFound
+		}
+		if err := precondition(q, s); err != nil {
+			return Written{}, err
+		}
+		prepared, err := b.vault.Delete(s, q.Collection)
+		if err != nil {
+			return Written{}, err
+		}
+		ref, _, err := b.ref(ctx, q.Subject, nil)
+		if err != nil {
+			return Written{}, err
+		}
+		prepared.Ref = ref[:]
+		return b.commit(ctx, q.Request, p, verify.KindRecordDeleted, prepared)
+	})
+}
+
+// SetRestriction sets or lifts the restriction of processing: while it is set, only ground law reads.
+func (b *Broker) SetRestriction(ctx context.Context, r Request, subject uuid.UUID, on bool, reason string) (Written, error) {
+	return again(func() (Written, error) {
+		p, err := b.permit(ctx, r, policy.ActionRestrict, "", subject)
+		if err != nil {
+			return Written{}, err
+		}
+		s, err := b.subjectState(ctx, subject)
+		if err != nil {
+			return Written{}, absent(err)
+		}
+		salted, commit := detail{Justification: reason, Client: r.Client}.encode()
+		ref, sealed, err := b.ref(ctx, subject, salted)
+		if err != nil {
+			return Written{}, err
+		}
+		kind := verify.KindRestrictionLift
+		if on {
+			kind = verify.KindRestrictionSet
+		}
+		entry := b.newEntry(kind, r)
+		entry.SubjectRef, entry.Policy, entry.DetailCommit = encodeRef(ref[:]), p.Version, commit
+		receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
+			change := b.vault.SetRestriction(s, on)
+			p.expect(&change)
+			if sealed != nil {
+				change.Set(detailKey(at.Index), sealed)
+			}
+			return change
+		})
+		if err := b.mapAppend(ctx, err); err != nil {
+			return Written{}, err
+		}
+		return Written{Subject: subject, Version: s.Head.Version + 1, Record: receipt.Index}, nil
+	})
+}
+
+// Describe returns the metadata of a subject: no personal data.
+func (b *Broker) Describe(ctx context.Context, r Request, subject uuid.UUID) (SubjectInfo, error) {
+	if _, err := b.permit(ctx, r, policy.ActionDescribe, "", subject); err != nil {
+		return SubjectInfo{}, err
+	}
+	var s *vault.Subject
+	var l *consent.List
+	err := b.store.View(ctx, func(reader kv.Reader) error {
+		var err error
+		if s, err = vault.Load(reader, subject); err != nil {
+			return err
+		}
+		l, err = consent.Load(reader, subject)
+		return err
+	})
+	if err != nil {
+		return SubjectInfo{}, absent(err)
+	}
+	info := SubjectInfo{
+		ID: subject, Version: s.Head.Version, Created: s.Head.Created, Restricted: s.Head.Restricted,
+		Records: make(map[string]RecordInfo), Consents: b.present(l),
+	}
+	for name, record := range s.Head.Records {
+		if !record.Deleted {
+			info.Records[name] = RecordInfo{Version: record.Version, Entry: record.Entry}
+		}
+	}
+	return info, nil
+}
+
+// admitWrite permits the write and validates the record.
+func (b *Broker) admitWrite(ctx context.Context, r Request, subject uuid.UUID, collection string, body []byte) (*schema.Collection, vault.Plain, *published, error) {
+	p, err := b.permit(ctx, r, policy.ActionWrite, collection, subject)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	c, ok := p.bundle.Collection(collection)
+	if !ok {
+		return nil, nil, nil, &FieldError{"collection", "is not one of the policy's collections"}
+	}
+	if err := c.Validate(body); err != nil {
+		return nil, nil, nil, err
+	}
+	plain, err := c.Split(body)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return c, plain, p, nil
+}
+
+// precondition compares what the caller saw with what is there.
+func precondition(q WriteRequest, s *vault.Subject) error {
+	row := s.Rows[q.Collection]
+	switch {
+	case q.IfAbsent && row != nil, q.IfMatch != nil && (row == nil || row.Version != *q.IfMatch):
+		return ErrVersion
+	case row != nil && q.IfMatch == nil:
+		return ErrVersionRequired
+	}
+	return nil
+}
+
+// writeEntry is the ledger entry of a prepared write.
+func (b *Broker) writeEntry(kind string, r Request, p *published, prepared *vault.Prepared) verify.Entry {
+	entry := b.newEntry(kind, r)
+	entry.SubjectRef, entry.Policy = encodeRef(prepared.Ref), p.Version
+	for _, item := range prepared.Records {
+		entry.Records = append(entry.Records, verify.RecordChange{
+			Collection: item.Collection, Version: item.Version, Fields: item.Fields, Digest: item.Digest,
+		})
+	}
+	return entry
+}
+
+// commit appends the entry of a prepared write of one record together with its effects.
+func (b *Broker) commit(ctx context.Context, r Request, p *published, kind string, prepared *vault.Prepared) (Written, error) {
+	receipt, err := b.ledger.Append(ctx, b.writeEntry(kind, r, p, prepared), func(at ledger.Position) kv.Change {
+		change := prepared.Change(at.Index, at.Time)
+		p.expect(&change)
+		return change
+	})
+	if err := b.mapAppend(ctx, err); err != nil {
+		return Written{}, err
+	}
+	return Written{Subject: prepared.Subject(), Version: prepared.Records[0].Version, Record: receipt.Index}, nil
+}
+
+// absent maps an absent or erased subject to ErrNotFound.
+func absent(err error) error {
+	if errors.Is(err, vault.ErrNoSubject) || errors.Is(err, vault.ErrNoRecord) {
+		return ErrNotFound
+	}
+	return err
+}
+
+// present returns the consents with their states now.
+func (b *Broker) present(l *consent.List) []Consent {
+	now := b.now()
+	out := slices.Clone(l.Consents)
+	for i := range out {
+		out[i].State = out[i].StateAt(now)
+	}
+	return out
+}

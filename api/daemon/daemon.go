@@ -1,0 +1,187 @@
+// Package daemon wires pdvault together and runs it: store, sidecar, ledger, broker, HTTP server, in this
+// order, and takes them down in reverse. It is the only place that knows all the parts.
+//
+// It must hold no rule of its own: what is allowed, recorded or opened is decided in the parts.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/access/ledger"
+	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/keys/client"
+	"github.com/prototypster/pdvault/vault"
+	"github.com/prototypster/pdvault/vault/kv/badgerkv"
+)
+
+// Daemon is a running pdvault.
+type Daemon struct {
+	config   Config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	metrics  *metrics
+
+	store   *badgerkv.Store
+	sidecar *client.Client
+	ledger  *ledger.Ledger
+	broker  *access.Broker
+
+	background background // jobs that end before what they use is closed
+}
+
+// storeKind is what the sentinel of the data store says that it is.
+const storeKind = "pdvault-data"
+
+func storeOptions(c Config, log *slog.Logger) badgerkv.Options {
+	return badgerkv.Options{
+		Dir: c.Store.Dir, Kind: storeKind, Logger: log,
+		Space: badgerkv.Space{ReadOnly: c.Store.ReadOnlyBelow, Reserve: c.Store.ReserveBelow, Ballast: c.Store.Ballast},
+	}
+}
+
+// Open opens an initialised instance; see Init. It refuses to start when the sidecar has witnessed more of
+// the ledger than the store holds, or the sidecar's key store is older than this instance has seen: one of
+// the two was put back from an older copy.
+func Open(ctx context.Context, c Config, log *slog.Logger) (d *Daemon, err error) {
+	d = &Daemon{config: c, log: log, registry: prometheus.NewRegistry()}
+	d.metrics = newMetrics(d.registry)
+	defer func() {
+		if err != nil {
+			d.Close()
+		}
+	}()
+
+	// 1. The store, before anything that could be asked to decide on it.
+	if d.store, err = badgerkv.Open(ctx, storeOptions(c, log)); err != nil {
+		return nil, fmt.Errorf("opening the data store: %w", err)
+	}
+	id, err := loadIdentity(ctx, d.store)
+	if err != nil {
+		return nil, err
+	}
+	if id.Instance != c.Instance {
+		return nil, fmt.Errorf("the data store belongs to instance %q, not to %q", id.Instance, c.Instance)
+	}
+
+	// 2. The sidecar, which holds the ledger key's wrapping and is the ledger's witness.
+	if err := d.dial(ctx); err != nil {
+		return nil, err
+	}
+	status, err := d.sidecar.Status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking the sidecar: %w", err)
+	}
+	if status.Instance != c.Instance {
+		return nil, fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
+	}
+	signer, verifier, err := id.ledgerKey(ctx, d.sidecar)
+	if err != nil {
+		return nil, err
+	}
+
+	// 3. The ledger, whose newest checkpoint the sidecar must be able to follow.
+	if d.ledger, err = ledger.Open(ctx, ledgerConfig(d, c, id, signer, verifier, status)); err != nil {
+		return nil, fmt.Errorf("opening the ledger: %w", err)
+	}
+	d.sidecar.SetProver(prover{d.ledger, d.log})
+	if err := d.sidecar.Bind(ctx, id.Origin, id.Verifier); err != nil {
+		return nil, fmt.Errorf("binding the sidecar to the ledger: %w", err)
+	}
+	if status.WitnessedSize > d.ledger.Checkpoint().Size {
+		return nil, fmt.Errorf("the sidecar has witnessed %d entries and the ledger holds %d: "+
+			"the data store is an older copy; restore the newest one: %w", status.WitnessedSize, d.ledger.Checkpoint().Size, keys.ErrRolledBack)
+	}
+	if _, err := d.sidecar.Witness(ctx); err != nil {
+		return nil, fmt.Errorf("having the ledger witnessed: %w", err)
+	}
+
+	// 4. The broker.
+	v, err := vault.New(d.sidecar)
+	if err != nil {
+		return nil, err
+	}
+	if d.broker, err = access.New(ctx, brokerConfig(d, v, status.Sidecar)); err != nil {
+		return nil, fmt.Errorf("starting the broker: %w", err)
+	}
+	d.background.start(d.keepGeneration, d.sweep)
+	return d, nil
+}
+
+// dial connects to the sidecar, waiting for it to come up.
+func (d *Daemon) dial(ctx context.Context) error {
+	generation, err := loadGeneration(ctx, d.store)
+	if err != nil {
+		return err
+	}
+	config := client.Config{Socket: d.config.Sidecar.Socket, MinGeneration: generation, Observer: d.metrics}
+	if d.config.Sidecar.UID != nil {
+		uid := uint32(*d.config.Sidecar.UID)
+		config.ServerUID = &uid
+	}
+	wait := d.config.Sidecar.Wait
+	if wait == 0 {
+		wait = 30 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for {
+		if d.sidecar, err = client.Dial(ctx, config); err == nil {
+			return nil
+		}
+		if !errors.Is(err, keys.ErrUnavailable) {
+			return fmt.Errorf("connecting to the sidecar: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connecting to the sidecar: %w", err)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// Close stops the parts in reverse order of Open. The first error is returned.
+func (d *Daemon) Close() error {
+	d.background.stop()
+	var errs []error
+	if d.ledger != nil {
+		errs = append(errs, d.ledger.Close())
+	}
+	if d.sidecar != nil {
+		if d.store != nil {
+			errs = append(errs, saveGeneration(context.Background(), d.store, d.sidecar.Generation()))
+		}
+		errs = append(errs, d.sidecar.Close())
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// NewLogger returns the program's logger: JSON lines on standard error.
+func NewLogger(level string) (*slog.Logger, error) {
+	l, err := logLevel(level)
+	if err != nil {
+		return nil, err
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+func logLevel(s string) (slog.Level, error) {
+	var l slog.Level
+	if s == "" {
+		return slog.LevelInfo, nil
+	}
+	if err := l.UnmarshalText([]byte(s)); err != nil {
+		return 0, errors.New("log.level must be debug, info, warn or error")
+	}
+	return l, nil
+}

@@ -1,0 +1,160 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/access/ledger"
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/keys/client"
+	"github.com/prototypster/pdvault/vault"
+)
+
+var (
+	_ vault.Sealer  = (*client.Client)(nil)
+	_ access.Opener = (*client.Client)(nil)
+	_ client.Prover = prover{}
+)
+
+// prover shows the ledger to the sidecar's client.
+type prover struct {
+	ledger *ledger.Ledger
+	log    *slog.Logger
+}
+
+func (p prover) Checkpoint() ([]byte, int64) {
+	cp := p.ledger.Checkpoint()
+	return cp.Note, cp.Size
+}
+
+func (p prover) ProveInclusion(ctx context.Context, index, size int64) ([]tlog.Hash, error) {
+	return p.ledger.ProveInclusion(ctx, index, size)
+}
+
+func (p prover) ProveConsistency(ctx context.Context, from, to int64) ([]tlog.Hash, error) {
+	return p.ledger.ProveConsistency(ctx, from, to)
+}
+
+func (p prover) Cosigned(size int64, line []byte) {
+	if err := p.ledger.AddCosignature(size, line); err != nil {
+		p.log.Error("the sidecar's cosignature was refused", "size", size, "error", err)
+	}
+}
+
+func ledgerConfig(d *Daemon, c Config, id identity, signer note.Signer, verifier note.Verifier, status client.Status) ledger.Config {
+	config := ledger.Config{
+		Store: d.store, Origin: id.Origin, Signer: signer, Verifier: verifier, Logger: d.log,
+		Observe: d.metrics.batch,
+	}
+	if witness, err := verify.NewCosignatureVerifier(status.WitnessKey); err == nil {
+		config.Witnesses = []note.Verifier{witness}
+	} else {
+		d.log.Error("the sidecar's witness key cannot be used", "error", err)
+	}
+	return config
+}
+
+func brokerConfig(d *Daemon, v *vault.Vault, sidecar string) access.Config {
+	return access.Config{
+		Store: d.store, Ledger: d.ledger, Vault: v, Opener: d.sidecar, Sidecar: sidecar,
+		FailureCode: failureCode, Observer: d.metrics, Logger: d.log,
+	}
+}
+
+// failureCodes names why an open failed, the most specific first.
+var failureCodes = [...]struct {
+	err  error
+	code string
+}{
+	{keys.ErrSealed, "key-service-sealed"},
+	{keys.ErrForbidden, "key-service-forbidden"},
+	{keys.ErrUnavailable, "key-service-unavailable"},
+	{keys.ErrKEKMissing, "kek-missing"},
+	{keys.ErrKEKRetired, "kek-retired"},
+	{keys.ErrDestroyed, "key-destroyed"},
+	{keys.ErrNoKey, "key-absent"},
+	{keys.ErrTampered, "ciphertext-tampered"},
+	{keys.ErrReplayed, "proof-replayed"},
+	{keys.ErrProofRefused, "proof-refused"},
+	{keys.ErrRolledBack, "rolled-back"},
+	{access.ErrIntegrity, "integrity"},
+	{context.DeadlineExceeded, "timeout"},
+	{context.Canceled, "cancelled"},
+}
+
+func failureCode(err error) string {
+	for _, f := range failureCodes {
+		if errors.Is(err, f.err) {
+			return f.code
+		}
+	}
+	return "internal"
+}
+
+// background owns goroutines that run until stop.
+type background struct {
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+func (b *background) start(jobs ...func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	b.cancel = cancel
+	for _, job := range jobs {
+		b.wg.Go(func() { job(ctx) })
+	}
+}
+
+func (b *background) stop() {
+	if b.cancel != nil {
+		b.cancel()
+	}
+	b.wg.Wait()
+}
+
+// every calls f at the interval until ctx ends.
+func every(ctx context.Context, interval time.Duration, f func()) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			f()
+		}
+	}
+}
+
+// keepGeneration keeps the newest generation of the key store that was seen.
+func (d *Daemon) keepGeneration(ctx context.Context) {
+	var kept uint64
+	every(ctx, time.Second, func() {
+		g := d.sidecar.Generation()
+		if g <= kept {
+			return
+		}
+		if err := saveGeneration(ctx, d.store, g); err != nil {
+			d.log.Error("generation of the key store was not kept", "error", err)
+			return
+		}
+		kept = g
+	})
+}
+
+// sweep removes expired idempotency keys.
+func (d *Daemon) sweep(ctx context.Context) {
+	every(ctx, time.Hour, func() {
+		if _, err := d.broker.Sweep(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn("expired idempotency keys were not removed", "error", err)
+		}
+	})
+}

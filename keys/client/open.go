@@ -1,0 +1,246 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/keys/internal/coalesce"
+	"github.com/prototypster/pdvault/keys/keyspb"
+)
+
+// maxStale bounds how often a batch is proved anew because the sidecar had witnessed another size.
+const maxStale = 5
+
+func newOpenItem(index int64, entry []byte, subject uuid.UUID, collection string, version uint64, fields []OpenField) (*keyspb.OpenItem, error) {
+	if index < 0 || len(entry) == 0 || len(entry) > maxEntry || !isName(collection) || len(fields) == 0 || len(fields) > maxFields {
+		return nil, keys.ErrInvalid
+	}
+	item := &keyspb.OpenItem{
+		Index: index, Entry: entry, Subject: subject[:], Collection: collection, Version: version,
+		Fields: make([]*keyspb.OpenField, len(fields)),
+	}
+	for i, f := range fields {
+		if !isName(f.Field) || len(f.Ciphertext) == 0 || len(f.Ciphertext) > maxCiphertext || len(f.Expect) > maxPlaintext {
+			return nil, fmt.Errorf("field %d: %w", i, keys.ErrInvalid)
+		}
+		item.Fields[i] = &keyspb.OpenField{Field: f.Field, Ciphertext: f.Ciphertext, Expect: f.Expect}
+	}
+	if n := openSize(item); n > maxCall {
+		return nil, fmt.Errorf("call of %d bytes: %w", n, keys.ErrInvalid)
+	}
+	return item, nil
+}
+
+func openSize(item *keyspb.OpenItem) int {
+	n := 1100 + len(item.Entry) + len(item.Collection) // with an inclusion proof of 30 hashes
+	for _, f := range item.Fields {
+		n += 16 + len(f.Field) + len(f.Ciphertext) + len(f.Expect)
+	}
+	return n
+}
+
+// step is one checkpoint to show, and the proof that joins it to the one shown before.
+type step struct {
+	note  []byte
+	size  int64
+	from  int64
+	proof [][]byte
+	acked int64 // the sidecar's memory must not be shorter than this
+}
+
+// advance takes the newest checkpoint of p and proves it from the one sent last. It supposes that what was
+// sent will be witnessed, so that batches need not wait for each other's answers.
+func (c *Client) advance(ctx context.Context, p Prover) (step, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	note, size := p.Checkpoint()
+	s := step{note: note, size: size, from: min(c.sent, size), acked: c.acked}
+	if s.from > 0 && s.from < size {
+		hashes, err := p.ProveConsistency(ctx, s.from, size)
+		if err != nil {
+			return step{}, fmt.Errorf("proving consistency: %w: %w", err, keys.ErrUnavailable)
+		}
+		s.proof = hashBytes(hashes)
+	}
+	c.sent = size
+	return s, nil
+}
+
+// resync makes the next proof begin at size.
+func (c *Client) resync(size int64) {
+	c.mu.Lock()
+	c.sent = size
+	c.mu.Unlock()
+}
+
+// lost makes the next proof begin at what the sidecar has certainly witnessed, after a step whose fate is
+// not known.
+func (c *Client) lost() {
+	c.mu.Lock()
+	c.sent = c.acked
+	c.mu.Unlock()
+}
+
+// witnessed notes that the sidecar has s, and hands its cosignature to p.
+func (c *Client) witnessed(p Prover, s step, line []byte) {
+	c.mu.Lock()
+	c.acked = max(c.acked, s.size)
+	c.mu.Unlock()
+	if len(line) == 0 {
+		return
+	}
+	c.toldMu.Lock()
+	defer c.toldMu.Unlock()
+	if s.size > c.told {
+		c.told = s.size
+		p.Cosigned(s.size, line)
+	}
+}
+
+// stale decides what an answer means that says that the sidecar has witnessed another size than s began at.
+func (c *Client) stale(p Prover, s step, theirs int64, attempt int) error {
+	if theirs < s.acked {
+		return fmt.Errorf("sidecar has witnessed size %d, after %d: %w", theirs, s.acked, keys.ErrRolledBack)
+	}
+	if _, ours := p.Checkpoint(); theirs > ours {
+		return fmt.Errorf("sidecar has witnessed size %d, the ledger has %d: %w", theirs, ours, keys.ErrRolledBack)
+	}
+	if attempt >= maxStale {
+		return fmt.Errorf("sidecar's witnessed size keeps moving: %w", keys.ErrUnavailable)
+	}
+	c.resync(theirs)
+	return nil
+}
+
+func (c *Client) sendOpen(ctx context.Context, batch []*keyspb.OpenItem) ([]coalesce.Outcome[[]OpenedField], error) {
+	pp := c.prover.Load()
+	if pp == nil {
+		return nil, fmt.Errorf("client has no prover: %w", keys.ErrUnavailable)
+	}
+	p := *pp
+	for attempt := 0; ; attempt++ {
+		s, err := c.advance(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		out := make([]coalesce.Outcome[[]OpenedField], len(batch))
+		req := &keyspb.OpenRequest{Checkpoint: s.note, From: s.from, Consistency: s.proof, Items: make([]*keyspb.OpenItem, 0, len(batch))}
+		where := make([]int, 0, len(batch)) // position in batch of each item sent
+		for i, item := range batch {
+			if item.Index >= s.size {
+				out[i].Err = fmt.Errorf("entry %d is not in the ledger of size %d: %w", item.Index, s.size, keys.ErrProofRefused)
+				continue
+			}
+			hashes, err := p.ProveInclusion(ctx, item.Index, s.size)
+			if err != nil {
+				out[i].Err = fmt.Errorf("proving inclusion: %w: %w", err, keys.ErrUnavailable)
+				continue
+			}
+			item.Inclusion = hashBytes(hashes)
+			req.Items = append(req.Items, item)
+			where = append(where, i)
+		}
+		if len(req.Items) == 0 {
+			c.lost()
+			return out, nil
+		}
+		mark := c.generation.Load()
+		resp, err := c.rpc.Open(ctx, req)
+		if err != nil {
+			c.lost()
+			return nil, rpcError(nil, "sidecar", err)
+		}
+		if err := c.checkGeneration(mark, resp.Generation); err != nil {
+			return nil, err
+		}
+		if resp.Stale {
+			if err := c.stale(p, s, resp.WitnessedSize, attempt); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if len(resp.Items) != len(req.Items) {
+			return nil, malformed("sidecar")
+		}
+		if len(resp.Cosignature) == 0 {
+			c.lost() // the checkpoint itself was refused, or could not be kept; the items say why
+		} else {
+			c.witnessed(p, s, resp.Cosignature)
+		}
+		for j, got := range resp.Items {
+			out[where[j]].Value, out[where[j]].Err = openedOf(req.Items[j], got)
+		}
+		return out, nil
+	}
+}
+
+func openedOf(asked *keyspb.OpenItem, got *keyspb.OpenedItem) ([]OpenedField, error) {
+	if got.Code != keyspb.Code_OK {
+		return nil, refusal(got.Code, got.Why)
+	}
+	if len(got.Fields) != len(asked.Fields) {
+		return nil, malformed("sidecar")
+	}
+	fields := make([]OpenedField, len(got.Fields))
+	for i, f := range got.Fields {
+		if (len(f.Plaintext) == 0) != (len(asked.Fields[i].Expect) > 0) {
+			return nil, malformed("sidecar")
+		}
+		fields[i] = OpenedField{Plaintext: f.Plaintext, Match: f.Match}
+	}
+	return fields, nil
+}
+
+// Witness shows the sidecar the ledger's current checkpoint and returns its cosignature. It returns
+// keys.ErrRolledBack when the sidecar has witnessed more than the ledger holds: the ledger was cut, or
+// restored from an older copy.
+func (c *Client) Witness(ctx context.Context) ([]byte, error) {
+	const op = "witnessing"
+	limited, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	pp := c.prover.Load()
+	if pp == nil {
+		return nil, fmt.Errorf("%s: client has no prover: %w", op, keys.ErrUnavailable)
+	}
+	p := *pp
+	for attempt := 0; ; attempt++ {
+		s, err := c.advance(limited, p)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", op, err)
+		}
+		resp, err := c.rpc.Witness(limited, &keyspb.WitnessRequest{Checkpoint: s.note, From: s.from, Consistency: s.proof})
+		if err != nil {
+			c.lost()
+			return nil, rpcError(ctx, op, err)
+		}
+		if resp.Stale {
+			if err := c.stale(p, s, resp.WitnessedSize, attempt); err != nil {
+				return nil, fmt.Errorf("%s: %w", op, err)
+			}
+			continue
+		}
+		if len(resp.Cosignature) == 0 {
+			return nil, malformed(op)
+		}
+		c.witnessed(p, s, resp.Cosignature)
+		return resp.Cosignature, nil
+	}
+}
+
+func hashBytes(hashes []tlog.Hash) [][]byte {
+	if len(hashes) == 0 {
+		return nil
+	}
+	flat := make([]byte, len(hashes)*tlog.HashSize)
+	out := make([][]byte, len(hashes))
+	for i := range hashes {
+		b := flat[i*tlog.HashSize : (i+1)*tlog.HashSize : (i+1)*tlog.HashSize]
+		copy(b, hashes[i][:])
+		out[i] = b
+	}
+	return out
+}

@@ -1,0 +1,167 @@
+package keyring
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prototypster/pdvault/keys"
+)
+
+// The key store's keys. Only random ids and names of ours stand in a key: what stands there outlives an
+// erasure in the engine's files.
+//
+//	g              generation counter, 8 bytes, big endian
+//	i              the instance, see instanceRow
+//	k/<name>       a wrapped keyset of the instance, see row
+//	b/<16 bytes>   a subject's wrapped bundle, see row
+//	t/<16 bytes>   the tombstone of a destroyed bundle, see tombstone
+//	s/<name>       a state of the sidecar, as it gave it
+var (
+	keyGeneration = []byte("g")
+	keyInstance   = []byte("i")
+)
+
+func keyKeyset(name string) []byte { return []byte("k/" + name) }
+func keyState(name string) []byte  { return []byte("s/" + name) }
+
+func keyBundle(subject uuid.UUID) []byte {
+	return append(append(make([]byte, 0, 18), 'b', '/'), subject[:]...)
+}
+
+func keyTombstone(subject uuid.UUID) []byte {
+	return append(append(make([]byte, 0, 18), 't', '/'), subject[:]...)
+}
+
+// Associated data and KEK contexts: one function per purpose. All begin with the version of the scheme and
+// the instance. Those under one key differ in their number of parts, so no two purposes coincide.
+const scheme = "pdv1"
+
+// bundleContext binds a wrapped bundle to its subject.
+func bundleContext(instance string, subject uuid.UUID) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), subject[:])
+}
+
+// keysetContext binds a wrapped keyset of the instance to its name.
+func keysetContext(instance, name string) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), []byte("keyset"), []byte(name))
+}
+
+// selfTestContext is used by the self-test alone; n makes two of them differ.
+func selfTestContext(instance string, n byte) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), []byte("self-test"), []byte{n}, nil)
+}
+
+// fieldAD binds a ciphertext to the place it was sealed for. Example, in hex with spaces between parts:
+//
+//	00000004 70647631 | 00000002 7275 | 00000010 <subject> | 00000007 70726f66696c65 |
+//	00000005 656d61696c | 00000008 0000000000000003
+//
+// that is ("pdv1", "ru", subject, "profile", "email", 3).
+func fieldAD(instance string, subject uuid.UUID, collection, field string, version uint64) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), subject[:], []byte(collection), []byte(field),
+		binary.BigEndian.AppendUint64(nil, version))
+}
+
+// detailAD binds a sealed detail of an access record to its subject.
+func detailAD(instance string, subject uuid.UUID) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), subject[:], []byte("detail"))
+}
+
+// protectAD binds a protected secret to its label.
+func protectAD(instance, label string) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), []byte("protect"), []byte(label))
+}
+
+// tokenInput is what a link token authenticates.
+func tokenInput(instance, label string, data []byte) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), []byte("token"), []byte(label), data)
+}
+
+// indexInput is what a blind-index token is computed over.
+func indexInput(v *IndexValue) []byte {
+	return keys.Tuple([]byte(v.Collection), []byte(v.Field),
+		binary.BigEndian.AppendUint32(nil, v.Normaliser), []byte(v.Value))
+}
+
+// row is a wrapped bundle, or a wrapped keyset of the instance, as it lies in the key store. Layout:
+//
+//	offset  size  what
+//	0       1     format, 0x01
+//	1       8     generation of the key store at which the row was written, big endian, never 0
+//	9       1     length n of the KEK's name, never 0
+//	10      n     name of the KEK
+//	10+n    rest  what the KEK returned, never empty
+//
+// Example, generation 7, KEK "localkek": 01 0000000000000007 08 6c6f63616c6b656b 01 00000001 ...
+//
+// Only the wrapped bytes are secret and authenticated: what the KEK unwraps under the subject's context
+// is the subject's. The generation can be forged by who can write to the key store; that person can put
+// back an older row as well, which is what the generation counter and the epoch are there to catch.
+type row struct {
+	generation uint64
+	kek        string
+	wrapped    []byte
+}
+
+const rowFormat = 0x01
+
+func (r row) encode() []byte {
+	b := make([]byte, 0, 10+len(r.kek)+len(r.wrapped))
+	b = append(b, rowFormat)
+	b = binary.BigEndian.AppendUint64(b, r.generation)
+	b = append(b, byte(len(r.kek)))
+	b = append(b, r.kek...)
+	return append(b, r.wrapped...)
+}
+
+// decodeRow parses a row. It keeps b.
+func decodeRow(b []byte) (row, error) {
+	if len(b) < 10 || b[0] != rowFormat {
+		return row{}, fmt.Errorf("row of an unknown format: %w", keys.ErrTampered)
+	}
+	n := int(b[9])
+	if n == 0 || len(b) <= 10+n {
+		return row{}, fmt.Errorf("row is cut short: %w", keys.ErrTampered)
+	}
+	r := row{binary.BigEndian.Uint64(b[1:9]), string(b[10 : 10+n]), b[10+n:]}
+	if r.generation == 0 {
+		return row{}, fmt.Errorf("row without generation: %w", keys.ErrTampered)
+	}
+	return r, nil
+}
+
+// tombstone says that a bundle was destroyed. Layout: format 0x01, generation (8 bytes, big endian),
+// Unix time in seconds (8 bytes, big endian), and the reason.
+type tombstone struct {
+	generation uint64
+	at         time.Time
+	reason     string
+}
+
+const tombstoneFormat = 0x01
+
+func (t tombstone) encode() []byte {
+	b := append(make([]byte, 0, 17+len(t.reason)), tombstoneFormat)
+	b = binary.BigEndian.AppendUint64(b, t.generation)
+	b = binary.BigEndian.AppendUint64(b, uint64(t.at.Unix()))
+	return append(b, t.reason...)
+}
+
+// instanceRow names the instance and the KEK of a key store: format 0x01, then keys.Tuple of both names.
+func instanceRow(instance, kek string) []byte {
+	return append([]byte{0x01}, keys.Tuple([]byte(instance), []byte(kek))...)
+}
+
+// decodeGeneration parses the generation counter, whose absence or zero is damage.
+func decodeGeneration(b []byte) (uint64, error) {
+	if len(b) != 8 {
+		return 0, errCounter
+	}
+	g := binary.BigEndian.Uint64(b)
+	if g == 0 {
+		return 0, errCounter
+	}
+	return g, nil
+}

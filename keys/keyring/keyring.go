@@ -1,0 +1,510 @@
+// Package keyring holds the keys of one instance: it makes, wraps, caches, uses and destroys them. It is
+// the only package that sees a key in the clear, and it runs only in the sidecar.
+//
+// The hierarchy. A KEK outside this process (HashiCorp Vault transit, or a root-key file) wraps one bundle
+// per subject and a few keysets of the instance. A bundle is a Tink AES256-GCM keyset, which seals the
+// subject's fields, and a 32-byte secret, from which the subject's reference in the ledger is made. Each
+// wrap is bound to instance and subject, each ciphertext to instance, subject, collection, field and
+// record version, so that nothing opens where it was not put. The KEK is asked when a bundle is made and
+// when it is not in the cache; never for a single field.
+//
+// Wrapped bundles lie in the key store, a kv.Store of the sidecar's own. Destroying a bundle is erasing
+// the person: a cached bundle serves only while the key store still holds that very row.
+//
+// The package must never check who may read: that is the sidecar's work, before it calls Open.
+package keyring
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+var (
+	// ErrNotEmpty is returned by Create when the key store already holds something.
+	ErrNotEmpty = errors.New("keyring: key store is not empty")
+	// ErrNotCreated is returned by Open when the key store holds no instance.
+	ErrNotCreated = errors.New("keyring: key store holds no instance")
+	// ErrOtherInstance is returned by Open when the key store belongs to another instance or KEK.
+	ErrOtherInstance = errors.New("keyring: key store belongs to another instance or KEK")
+	// ErrNotBound is returned by Create and Open when the KEK unwraps under a context that it did not wrap
+	// under, as HashiCorp Vault does when its key is not derived.
+	ErrNotBound = errors.New("keyring: key-encryption key does not bind contexts")
+	// ErrClosed is returned by every call after Close. It wraps keys.ErrUnavailable.
+	ErrClosed = fmt.Errorf("keyring: closed: %w", keys.ErrUnavailable)
+)
+
+const (
+	defaultCacheSize  = 10_000
+	defaultCacheTTL   = 30 * time.Second
+	maxCacheTTL       = 300 * time.Second
+	defaultKEKTimeout = 3 * time.Second
+)
+
+// Config is what a Keyring needs. Instance, KEK and Store must be set.
+type Config struct {
+	Instance  string        // name of the instance, bound into every key and ciphertext; never changes
+	KEK       KEK           // wraps and unwraps bundles
+	Store     kv.Store      // the key store; the keyring is its only writer, the caller closes it
+	CacheSize int           // bundles kept unwrapped; 0 means 10,000
+	CacheTTL  time.Duration // how long one is kept at most; 0 means 30 s, more than 300 s is refused
+	// KEKTimeout bounds one batch call to the KEK, whoever waits for it; 0 means 3 s.
+	KEKTimeout time.Duration
+	Now        func() time.Time // nil means time.Now
+	Logger     *slog.Logger     // nil means none
+	Observe    Observer         // hooks for metrics, each may be nil
+}
+
+// Observer is a set of hooks for metrics. They are called from the goroutines that do the work and must
+// return quickly.
+type Observer struct {
+	// Cache is told, for each call, how many bundles were served without the KEK and how many were not.
+	Cache func(hits, misses int)
+	// KEK is told of each batch call; op is "wrap" or "unwrap", err that of the whole call.
+	KEK func(op string, items int, took time.Duration, err error)
+	// Commit is told of each transaction on the key store, which may carry the changes of several calls.
+	Commit func(changes int, took time.Duration, err error)
+}
+
+func (cfg Config) verified() (Config, error) {
+	if cfg.KEK == nil || cfg.Store == nil {
+		return cfg, fmt.Errorf("keyring: config without KEK or store: %w", keys.ErrInvalid)
+	}
+	if err := checkName("instance", cfg.Instance); err != nil {
+		return cfg, err
+	}
+	if n := len(cfg.KEK.Name()); n == 0 || n > 255 {
+		return cfg, fmt.Errorf("keyring: name of the KEK: %w", keys.ErrInvalid)
+	}
+	if cfg.CacheSize == 0 {
+		cfg.CacheSize = defaultCacheSize
+	}
+	if cfg.CacheTTL == 0 {
+		cfg.CacheTTL = defaultCacheTTL
+	}
+	if cfg.KEKTimeout == 0 {
+		cfg.KEKTimeout = defaultKEKTimeout
+	}
+	if cfg.CacheSize < 0 || cfg.CacheTTL < 0 || cfg.CacheTTL > maxCacheTTL || cfg.KEKTimeout < 0 {
+		return cfg, fmt.Errorf("keyring: cache size, cache TTL or KEK timeout: %w", keys.ErrInvalid)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return cfg, nil
+}
+
+// Keyring is the keys of one instance. Its methods may be called from any goroutine.
+type Keyring struct {
+	cfg        Config
+	store      kv.Store
+	generation atomic.Uint64 // newest seen in the key store
+	cache      *cache
+	wraps      *batcher
+	unwraps    *batcher
+	writes     *committer
+
+	stop   context.CancelFunc // ends the sweeper
+	swept  chan struct{}      // closed when it has ended
+	closed atomic.Bool
+
+	mu       sync.RWMutex // guards instance, which is nil after Close
+	instance *instance
+}
+
+// Create makes a new instance in an empty key store: the keysets of the instance, the sidecar's id and its
+// witness key, all wrapped by the KEK. It returns the keyring opened. When it fails, the key store is as
+// it was, or, if only the answer of the last write was lost, holds a complete instance.
+func Create(ctx context.Context, cfg Config) (*Keyring, error) {
+	cfg, err := cfg.verified()
+	if err != nil {
+		return nil, err
+	}
+	empty := func(r kv.Reader) error {
+		pairs, err := r.Scan(nil, nil, 1)
+		if err != nil {
+			return storeError("reading", err)
+		}
+		if len(pairs) > 0 {
+			return ErrNotEmpty
+		}
+		return nil
+	}
+	if err := cfg.Store.View(ctx, empty); err != nil {
+		return nil, fmt.Errorf("creating a keyring: %w", err)
+	}
+	if err := selfTest(ctx, cfg); err != nil {
+		return nil, fmt.Errorf("creating a keyring: %w", err)
+	}
+	wrapped, err := newInstance(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("creating a keyring: %w", err)
+	}
+	err = cfg.Store.Update(ctx, func(w kv.Writer) error {
+		if err := empty(w); err != nil {
+			return err
+		}
+		w.Set(keyGeneration, binary.BigEndian.AppendUint64(nil, 1))
+		w.Set(keyInstance, instanceRow(cfg.Instance, cfg.KEK.Name()))
+		for name, b := range wrapped {
+			w.Set(keyKeyset(name), row{1, cfg.KEK.Name(), b}.encode())
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("creating a keyring: %w", err)
+	}
+	return Open(ctx, cfg)
+}
+
+// Open opens the keyring of an existing instance. It never creates one. Before it returns it has seen that
+// the KEK binds contexts and that it unwraps what this store holds.
+func Open(ctx context.Context, cfg Config) (*Keyring, error) {
+	cfg, err := cfg.verified()
+	if err != nil {
+		return nil, err
+	}
+	k := &Keyring{cfg: cfg, store: cfg.Store, swept: make(chan struct{})}
+	if k.cache, err = newCache(cfg.CacheSize, cfg.CacheTTL, cfg.Now); err != nil {
+		return nil, fmt.Errorf("opening a keyring: %w", err)
+	}
+	if err := selfTest(ctx, cfg); err != nil {
+		return nil, fmt.Errorf("opening a keyring: %w", err)
+	}
+	if err := k.load(ctx); err != nil {
+		return nil, fmt.Errorf("opening a keyring: %w", err)
+	}
+	newBatcher := func(op string, call func(context.Context, []KEKItem) ([]KEKResult, error)) *batcher {
+		b := &batcher{op: op, call: call, timeout: cfg.KEKTimeout, observe: cfg.Observe.KEK, now: cfg.Now,
+			pending: make(map[jobKey]*job)}
+		b.ctx, b.cancel = context.WithCancel(context.Background())
+		return b
+	}
+	k.wraps = newBatcher("wrap", cfg.KEK.Wrap)
+	k.wraps.secret = true
+	k.unwraps = newBatcher("unwrap", cfg.KEK.Unwrap)
+	k.unwraps.finish = k.unwrapped
+	k.writes = &committer{store: cfg.Store, observe: cfg.Observe.Commit, now: cfg.Now, seen: &k.generation}
+	sweeping, stop := context.WithCancel(context.Background())
+	k.stop = stop
+	go k.sweep(sweeping)
+	cfg.Logger.Info("keyring open", "instance", cfg.Instance, "sidecar", k.instance.sidecar, "kek", cfg.KEK.Name(),
+		"generation", k.generation.Load())
+	return k, nil
+}
+
+// load reads and unwraps what belongs to the instance. That also shows that the KEK still has the key.
+func (k *Keyring) load(ctx context.Context) error {
+	wanted := [][]byte{keyInstance, keyGeneration}
+	for _, name := range keysetNames {
+		wanted = append(wanted, keyKeyset(name))
+	}
+	var values [][]byte
+	err := k.store.View(ctx, func(r kv.Reader) (err error) {
+		values, err = r.Get(wanted...)
+		return err
+	})
+	if err != nil {
+		return storeError("reading", err)
+	}
+	if values[0] == nil {
+		return ErrNotCreated
+	}
+	if !bytes.Equal(values[0], instanceRow(k.cfg.Instance, k.cfg.KEK.Name())) {
+		return ErrOtherInstance
+	}
+	generation, err := decodeGeneration(values[1])
+	if err != nil {
+		return storeError("reading", err)
+	}
+	k.generation.Store(generation)
+	items := make([]KEKItem, len(keysetNames))
+	for i, name := range keysetNames {
+		r, err := k.checkRow(values[2+i])
+		if err != nil {
+			return fmt.Errorf("keyset %q: %w", name, err)
+		}
+		items[i] = KEKItem{keysetContext(k.cfg.Instance, name), r.wrapped}
+	}
+	clear, err := callKEK(ctx, k.cfg.KEK.Unwrap, items)
+	if err != nil {
+		return fmt.Errorf("unwrapping the instance's keysets: %w", err)
+	}
+	defer wipeAll(clear)
+	k.instance, err = parseInstance(clear)
+	return err
+}
+
+// sweep drops expired bundles until ctx ends.
+func (k *Keyring) sweep(ctx context.Context) {
+	defer close(k.swept)
+	tick := time.NewTicker(max(k.cfg.CacheTTL/8, 100*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			k.cache.sweep()
+		}
+	}
+}
+
+// Close waits for writes under way, ends calls to the KEK, and drops every key. What Go's and Tink's
+// ciphers hold inside cannot be overwritten from here; it is left to the garbage collector.
+// A second Close returns nil. The key store is left open.
+func (k *Keyring) Close() error {
+	if k.closed.Swap(true) {
+		return nil
+	}
+	k.stop()
+	<-k.swept
+	k.wraps.close()
+	k.unwraps.close()
+	k.writes.close()
+	k.cache.purge()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.instance.witness)
+	k.instance = nil
+	return nil
+}
+
+// current returns the keys of the instance, or ErrClosed.
+func (k *Keyring) current() (*instance, error) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed.Load() || k.instance == nil {
+		return nil, ErrClosed
+	}
+	return k.instance, nil
+}
+
+// Generation is the newest generation of the key store that this keyring has seen. It rises with each
+// change of a key and never falls.
+func (k *Keyring) Generation() uint64 { return k.generation.Load() }
+
+// KEKName is the name of the KEK.
+func (k *Keyring) KEKName() string { return k.cfg.KEK.Name() }
+
+// Instance is the name of the instance.
+func (k *Keyring) Instance() string { return k.cfg.Instance }
+
+// Ready does a real round trip through the KEK and a read of the key store, and reports what fails.
+func (k *Keyring) Ready(ctx context.Context) error {
+	if _, err := k.current(); err != nil {
+		return err
+	}
+	if _, err := k.lookup(ctx, nil); err != nil {
+		return err
+	}
+	if err := k.cfg.KEK.Ready(ctx); err != nil {
+		return kekError(err)
+	}
+	return nil
+}
+
+// SidecarID is the id that access entries name, empty after Close.
+func (k *Keyring) SidecarID() string {
+	in, err := k.current()
+	if err != nil {
+		return ""
+	}
+	return in.sidecar
+}
+
+// WitnessPublic is the public half of the sidecar's witness key, nil after Close.
+func (k *Keyring) WitnessPublic() ed25519.PublicKey {
+	in, err := k.current()
+	if err != nil {
+		return nil
+	}
+	return in.witnessPublic
+}
+
+// WitnessSign signs message with the witness key.
+func (k *Keyring) WitnessSign(message []byte) ([]byte, error) {
+	k.mu.RLock() // until the signature is made: Close overwrites the key
+	defer k.mu.RUnlock()
+	if k.instance == nil {
+		return nil, ErrClosed
+	}
+	return ed25519.Sign(k.instance.witness, message), nil
+}
+
+// LoadState returns the value saved under name, nil if there is none.
+func (k *Keyring) LoadState(ctx context.Context, name string) ([]byte, error) {
+	if _, err := k.current(); err != nil {
+		return nil, err
+	}
+	if err := checkName("state", name); err != nil {
+		return nil, err
+	}
+	var value []byte
+	err := k.store.View(ctx, func(r kv.Reader) error {
+		values, err := r.Get(keyState(name))
+		if err == nil {
+			value = values[0]
+		}
+		return err
+	})
+	if err != nil {
+		return nil, storeError("reading", err)
+	}
+	return value, nil
+}
+
+// SaveState keeps a small value under name, in clear; nil removes it. It is durable when SaveState returns
+// nil. After an error it is unknown whether it was saved. Saves of one name must not overlap.
+func (k *Keyring) SaveState(ctx context.Context, name string, value []byte) error {
+	if _, err := k.current(); err != nil {
+		return err
+	}
+	if err := checkName("state", name); err != nil {
+		return err
+	}
+	if len(value) > MaxState {
+		return fmt.Errorf("state is too large: %w", keys.ErrInvalid)
+	}
+	value = bytes.Clone(value) // the write may outlive this call, when ctx ends
+	return k.writes.do(ctx, &change{items: 1, bytes: len(value), reserve: true,
+		apply: func(w kv.Writer, _ uint64) (bool, error) {
+			if value == nil {
+				w.Delete(keyState(name))
+			} else {
+				w.Set(keyState(name), value)
+			}
+			return false, nil
+		}})
+}
+
+// Destroy destroys the bundle of subject and leaves a tombstone, in one durable transaction: once it has
+// returned nil, no node that uses this key store opens anything of the subject. It fails with
+// keys.ErrNoKey when there never was a bundle; destroying twice is not an error. reason is a code, kept in
+// clear, and holds nothing about the person.
+func (k *Keyring) Destroy(ctx context.Context, subject uuid.UUID, reason string) error {
+	if _, err := k.current(); err != nil {
+		return err
+	}
+	if len(reason) > MaxReason {
+		return fmt.Errorf("reason is too long: %w", keys.ErrInvalid)
+	}
+	k.cache.drop(subject)
+	at := k.cfg.Now()
+	var refused error
+	err := k.writes.do(ctx, &change{items: 1, bytes: 512, reserve: true,
+		apply: func(w kv.Writer, generation uint64) (bool, error) {
+			refused = nil
+			values, err := w.Get(keyBundle(subject), keyTombstone(subject))
+			if err != nil {
+				return false, err
+			}
+			switch {
+			case values[1] != nil:
+				w.Delete(keyBundle(subject)) // should an engine ever have lost the deletion
+				return false, nil
+			case values[0] == nil:
+				refused = keys.ErrNoKey
+				return false, nil
+			}
+			w.Delete(keyBundle(subject))
+			w.Set(keyTombstone(subject), tombstone{generation, at, reason}.encode())
+			return true, nil
+		}})
+	k.cache.drop(subject)
+	if err != nil {
+		return err
+	}
+	return refused
+}
+
+// selfTest shows that the KEK gives back what it wrapped, and only under the same context.
+func selfTest(ctx context.Context, cfg Config) error {
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	a, b := selfTestContext(cfg.Instance, 'a'), selfTestContext(cfg.Instance, 'b')
+	wrapped, err := callKEK(ctx, cfg.KEK.Wrap, []KEKItem{{a, secret}})
+	if err != nil {
+		return fmt.Errorf("self-test of the KEK: %w", err)
+	}
+	if bytes.Contains(wrapped[0], secret) {
+		return fmt.Errorf("self-test of the KEK: it does not encrypt: %w", ErrNotBound)
+	}
+	results, err := cfg.KEK.Unwrap(ctx, []KEKItem{{a, wrapped[0]}, {b, wrapped[0]}})
+	if err != nil {
+		return fmt.Errorf("self-test of the KEK: %w", kekError(err))
+	}
+	if len(results) != 2 {
+		return fmt.Errorf("self-test of the KEK: wrong number of results: %w", keys.ErrUnavailable)
+	}
+	defer results[0].Data.Wipe()
+	defer results[1].Data.Wipe()
+	if err := results[0].Err; err != nil {
+		return fmt.Errorf("self-test of the KEK: %w", kekError(err))
+	}
+	if !bytes.Equal(results[0].Data, secret) {
+		return fmt.Errorf("self-test of the KEK: it gave back something else: %w", keys.ErrTampered)
+	}
+	switch err := results[1].Err; {
+	case err == nil:
+		return ErrNotBound
+	case !isOf(err, keys.ErrTampered):
+		return fmt.Errorf("self-test of the KEK: %w", kekError(err))
+	}
+	return nil
+}
+
+// callKEK makes one call in which every item must succeed.
+func callKEK(ctx context.Context, call func(context.Context, []KEKItem) ([]KEKResult, error), items []KEKItem) ([]Secret, error) {
+	results, err := call(ctx, items)
+	if err != nil {
+		return nil, kekError(err)
+	}
+	if len(results) != len(items) {
+		return nil, fmt.Errorf("KEK gave %d results for %d items: %w", len(results), len(items), keys.ErrUnavailable)
+	}
+	out := make([]Secret, len(items))
+	for i, r := range results {
+		out[i] = r.Data
+		if err == nil && r.Err != nil {
+			err = kekError(r.Err)
+		}
+		if err == nil && len(r.Data) == 0 {
+			err = fmt.Errorf("KEK gave an empty result: %w", keys.ErrUnavailable)
+		}
+	}
+	if err != nil {
+		wipeAll(out)
+		return nil, err
+	}
+	return out, nil
+}
+
+func wipeAll(secrets []Secret) {
+	for _, s := range secrets {
+		s.Wipe()
+	}
+}
+
+// checkName accepts what may name a collection, field, label, state or instance.
+func checkName(what, name string) error {
+	if name == "" || len(name) > MaxName {
+		return fmt.Errorf("name of the %s is empty or too long: %w", what, keys.ErrInvalid)
+	}
+	return nil
+}

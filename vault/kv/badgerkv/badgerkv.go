@@ -1,0 +1,215 @@
+// Package badgerkv is the embedded engine of vault/kv: Badger, with settings under which an acknowledged
+// commit survives a power cut, and with guards around the ways in which Badger loses data without an error.
+//
+// It must never acknowledge a commit that is not synced, never create a store when asked to open one,
+// never open what it cannot recognise as its own, and never turn damage into "not found" where it can see
+// the damage. What it cannot see, a store that is whole but older than it was, is for its owner to detect:
+// the ledger's checkpoints do.
+package badgerkv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/prototypster/pdvault/vault/kv"
+	"github.com/prototypster/pdvault/vault/kv/internal/occ"
+)
+
+const (
+	maxRetries   = 5                // after a conflict; then the caller decides
+	closeTimeout = 30 * time.Second // a Badger that does not close must not keep a process from ending
+)
+
+var _ kv.Store = (*Store)(nil)
+
+// Store is one open directory. Any goroutine may use it.
+type Store struct {
+	id      string
+	db      *badger.DB
+	opts    Options
+	log     *slog.Logger
+	lock    *os.File // the sentinel, flocked as long as the store is open
+	commits *occ.Log
+	space   *spaceGuard
+
+	damage atomic.Int64          // reads that met damage
+	failed atomic.Pointer[error] // set once, when a commit failed: memory and disk may differ from then on
+
+	life      sync.RWMutex // guards closed, and running.Add against Close
+	closed    bool
+	running   sync.WaitGroup
+	closeOnce sync.Once
+}
+
+// ID returns the random identity that the store got when it was created.
+func (s *Store) ID() string { return s.id }
+
+// View implements [kv.Store].
+func (s *Store) View(ctx context.Context, fn func(kv.Reader) error) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.running.Done()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	r := newReader(s, s.db.NewTransaction(false))
+	defer r.discard()
+	if err := fn(r); err != nil {
+		return err
+	}
+	return r.damaged
+}
+
+// Update implements [kv.Store].
+func (s *Store) Update(ctx context.Context, fn func(kv.Writer) error) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.running.Done()
+	for attempt := 0; ; attempt++ {
+		conflict, err := s.try(ctx, fn)
+		if !conflict {
+			return err
+		}
+		if attempt == maxRetries {
+			return fmt.Errorf("badgerkv: gave up after %d attempts: %w", attempt+1, kv.ErrConflict)
+		}
+		if err := pause(ctx, rand.N(time.Millisecond<<attempt)); err != nil {
+			return err
+		}
+	}
+}
+
+// try runs fn once. It tells a conflict apart from an error of fn, which may itself wrap kv.ErrConflict.
+func (s *Store) try(ctx context.Context, fn func(kv.Writer) error) (conflict bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	if err := s.space.admit(ctx); err != nil {
+		return false, err
+	}
+	tx := s.commits.Begin() // before the snapshot, see occ
+	w := newWriter(s, s.db.NewTransaction(true), tx)
+	defer w.discard()
+	if err := fn(w); err != nil {
+		return false, err
+	}
+	if w.damaged != nil {
+		return false, w.damaged // fn did not look at it, but what it decided rests on a failed read
+	}
+	if w.invalid != nil {
+		return false, w.invalid
+	}
+	if tx.ReadOnly() {
+		return false, nil
+	}
+	return s.commit(ctx, tx, w.txn)
+}
+
+// commit hands the transaction to Badger in the order that occ has validated, and waits for the disk
+// outside of that order, so that Badger can write several commits in one go.
+func (s *Store) commit(ctx context.Context, tx *occ.Tx, txn *badger.Txn) (conflict bool, err error) {
+	done := make(chan error, 1)
+	err = s.commits.Commit(tx, func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		// CommitWith takes the commit timestamp before it returns; only the sync happens later.
+		txn.CommitWith(func(err error) { done <- err })
+		return nil
+	})
+	if err != nil {
+		return errors.Is(err, kv.ErrConflict), err
+	}
+	switch err := <-done; {
+	case err == nil:
+		return false, nil
+	case errors.Is(err, badger.ErrConflict):
+		return true, err // Badger compares hashes of keys, so it may see a conflict that occ does not
+	case errors.Is(err, badger.ErrTxnTooBig):
+		return false, fmt.Errorf("badgerkv: committing: %w", kv.ErrTooLarge)
+	default:
+		return false, s.fail(fmt.Errorf("badgerkv: commit failed, its outcome is unknown: %w", err))
+	}
+}
+
+// fail ends the process through Options.Fatal. After a failed sync the value is readable although it is
+// not durable, and a second sync may succeed without having written it: the page cache has dropped it.
+// Only a new start, which reads what the disk really holds, is safe.
+func (s *Store) fail(err error) error {
+	s.failed.CompareAndSwap(nil, &err)
+	s.opts.Fatal(err)
+	return err // only where Fatal returns: in tests
+}
+
+// enter admits a transaction. It counts instead of holding the lock, so that a transaction inside another
+// one cannot deadlock with Close.
+func (s *Store) enter() error {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if s.closed {
+		return kv.ErrClosed
+	}
+	if err := s.failed.Load(); err != nil {
+		return fmt.Errorf("badgerkv: stopped after a failed commit: %w", kv.ErrIntegrity)
+	}
+	s.running.Add(1)
+	return nil
+}
+
+// Close implements [kv.Store]. It leaves a marker that says that the stop was clean, unless a commit failed
+// or Badger did not close in time.
+func (s *Store) Close() (err error) {
+	s.closeOnce.Do(func() {
+		s.life.Lock()
+		s.closed = true
+		s.life.Unlock()
+		s.running.Wait()
+		err = s.shutDown()
+	})
+	return err
+}
+
+func (s *Store) shutDown() error {
+	s.space.stop()
+	defer s.lock.Close() // releases the flock, last
+	closed := make(chan error, 1)
+	go func() { closed <- s.db.Close() }()
+	watchdog := time.NewTimer(closeTimeout)
+	defer watchdog.Stop()
+	select {
+	case err := <-closed:
+		if err != nil {
+			return fmt.Errorf("badgerkv: closing: %w", err)
+		}
+	case <-watchdog.C:
+		// The one goroutine that is not awaited. The process is about to end, and the next start finds no
+		// marker and takes the way of an unclean stop.
+		return fmt.Errorf("badgerkv: engine did not close within %s", closeTimeout)
+	}
+	if s.failed.Load() != nil {
+		return nil
+	}
+	return writeClean(s.opts.Dir, s.id, s.opts.Now())
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
