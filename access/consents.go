@@ -3,7 +3,6 @@ package access
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -71,12 +70,10 @@ func (b *Broker) GiveConsent(ctx context.Context, q ConsentRequest) (Consent, er
 
 // newConsent fills a consent from the request and the policy.
 func (b *Broker) newConsent(p *published, q ConsentRequest) (Consent, error) {
-	purpose, ok := p.bundle.Purpose(q.Purpose)
+	terms, ok := p.bundle.ConsentTerms(q.Purpose)
 	switch {
 	case !ok:
-		return Consent{}, &FieldError{"/purpose", "is not a purpose of the policy"}
-	case purpose.Ground != verify.GroundConsent:
-		return Consent{}, &FieldError{"/purpose", "does not rest on consent"}
+		return Consent{}, &FieldError{"/purpose", "is not a purpose of the policy that rests on consent"}
 	case q.Policy < 0 || q.Policy > p.Version:
 		return Consent{}, &FieldError{"/policy", "is not a published version"}
 	case !q.NotAfter.IsZero() && !q.NotAfter.After(b.now()):
@@ -84,7 +81,7 @@ func (b *Broker) newConsent(p *published, q ConsentRequest) (Consent, error) {
 	}
 	c := Consent{
 		ID: uuid.New(), Subject: q.Subject, Purpose: q.Purpose, Policy: q.Policy,
-		Recipients: slices.Sorted(slices.Values(purpose.Callers)), NotAfter: q.NotAfter.UTC().Truncate(time.Millisecond),
+		Fields: terms.Fields, Recipients: terms.Recipients, NotAfter: q.NotAfter.UTC().Truncate(time.Millisecond),
 		SeparateDocument: q.SeparateDocument, Language: q.Language, NoticeSHA256: q.NoticeSHA256,
 	}
 	if q.NotAfter.IsZero() {
@@ -93,12 +90,6 @@ func (b *Broker) newConsent(p *published, q ConsentRequest) (Consent, error) {
 	if c.Policy == 0 {
 		c.Policy = p.Version
 	}
-	for collection, fields := range purpose.Fields {
-		for _, f := range fields {
-			c.Fields = append(c.Fields, policy.Qualify(collection, f))
-		}
-	}
-	slices.Sort(c.Fields)
 	return c, nil
 }
 

@@ -84,19 +84,18 @@ func (b *Broker) Check(ctx context.Context, q ReadRequest) (CheckResult, error) 
 // look reads from one snapshot what the decision and the read need.
 func (b *Broker) look(ctx context.Context, p *published, q ReadRequest) (seen, ReadRequest, error) {
 	if len(q.Fields) == 0 {
-		q.Fields = p.bundle.PurposeFields(q.Purpose, q.Collection)
+		q.Fields = slices.Sorted(slices.Values(p.bundle.PurposeFields(q.Purpose, q.Collection)))
 	} else {
 		q.Fields = slices.Compact(slices.Sorted(slices.Values(q.Fields)))
 	}
 	state := seen{policy: p}
-	purpose, known := p.bundle.Purpose(q.Purpose)
 	err := b.store.View(ctx, func(r kv.Reader) error {
 		var err error
 		state.subject, err = vault.Load(r, q.Subject, q.Collection)
 		if err != nil && !errors.Is(err, vault.ErrNoSubject) {
 			return err
 		}
-		if known && purpose.Ground == verify.GroundConsent {
+		if p.bundle.Ground(q.Purpose) == verify.GroundConsent {
 			state.consents, err = consent.Load(r, q.Subject)
 			return err
 		}

@@ -173,7 +173,7 @@ func (b *Broker) recordFailure(ctx context.Context, r Request, index int64, subj
 // known keeps the names that the policy knows. Any other text in a denied request comes from the caller and
 // could be anything; the ledger must hold no personal data.
 func (p *published) known(d denial) (collection string, fields []string, purpose string) {
-	if _, ok := p.bundle.Purpose(d.purpose); ok {
+	if p.bundle.Ground(d.purpose) != "" {
 		purpose = d.purpose
 	}
 	c, ok := p.bundle.Collection(d.collection)

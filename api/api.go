@@ -249,12 +249,12 @@ type ReceiptDocument struct {
 
 // ReceiptEvent is one event of a consent.
 type ReceiptEvent struct {
-	EventTime        time.Time `json:"event_time"`
-	EventType        string    `json:"event_type"`  // dpv:ExpressedConsent
-	EventState       string    `json:"event_state"` // DPV status, such as dpv:ConsentGiven
-	EntityID         string    `json:"entity_id"`   // the subject
-	ValidityDuration time.Time `json:"valid_until,omitzero"`
-	Entry            int64     `json:"entry"` // index in the ledger
+	EventTime  time.Time `json:"event_time"`
+	EventType  string    `json:"event_type"`           // dpv:ExpressedConsent
+	EventState string    `json:"event_state"`          // DPV status, such as dpv:ConsentGiven
+	EntityID   string    `json:"entity_id"`            // the subject
+	ValidUntil time.Time `json:"valid_until,omitzero"` // zero: until withdrawn
+	Entry      int64     `json:"entry"`                // index in the ledger
 }
 
 // Restriction is the body of PUT and, optionally, DELETE /v1/subjects/{id}/restriction.

@@ -99,8 +99,9 @@ func newEngine(text Cedar) (*engine, error) {
 	return e, nil
 }
 
-// inScope returns the rules that can hold for an action, sorted by id. Leaving out the others changes no
-// answer: a rule whose scope does not hold is not satisfied and cannot err.
+// inScope returns the rules that can hold for an action, sorted by id, with their action scope taken off: it
+// holds. Leaving out the others changes no answer: a rule whose scope does not hold is not satisfied and
+// cannot err. Testing the scopes anew for each request took two fifths of the time of a decision.
 func (e *engine) inScope(action cedar.EntityUID) ruleList {
 	var l ruleList
 	for _, id := range slices.Sorted(maps.Keys(e.rules)) {
@@ -110,12 +111,22 @@ func (e *engine) inScope(action cedar.EntityUID) ruleList {
 			if scope.Entity != action {
 				continue
 			}
+		case ast.ScopeTypeIn: // there are no groups, so this is equality
+			if scope.Entity != action {
+				continue
+			}
 		case ast.ScopeTypeInSet:
 			if !slices.Contains(scope.Entities, action) {
 				continue
 			}
+		case ast.ScopeTypeAll:
+		default: // a kind we do not know keeps its scope
+			l = append(l, rule{id, p})
+			continue
 		}
-		l = append(l, rule{id, p})
+		scoped := *p.AST()
+		scoped.Action = ast.ScopeTypeAll{}
+		l = append(l, rule{id, cedar.NewPolicyFromAST(&scoped)})
 	}
 	return l
 }

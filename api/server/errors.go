@@ -61,6 +61,7 @@ var table = [...]Mapping{
 	{schema.ErrField, 422, api.ProblemSchemaViolation, "Record does not satisfy its schema", 0},
 	{schema.ErrValue, 422, api.ProblemSchemaViolation, "Record does not satisfy its schema", 0},
 	{schema.ErrNotIndexed, 400, api.ProblemInvalidRequest, "Field is not indexed", 0},
+	{policy.ErrBundle, 422, api.ProblemSchemaViolation, "Policy bundle is not valid", 0},
 	{schema.ErrSchema, 422, api.ProblemSchemaViolation, "Schema of a collection is not valid", 0},
 
 	{access.ErrVersionRequired, 428, api.ProblemVersionRequired, "The record exists: If-Match is required", 0},
@@ -148,6 +149,7 @@ func problemOf(ctx context.Context, err error) (api.Problem, Mapping) {
 	var unique *access.NotUniqueError
 	var vaultUnique *vault.NotUniqueError
 	var validation *schema.ValidationError
+	var bundle *policy.BundleError
 	switch {
 	case m.Status >= 500:
 	case errors.As(err, &denied):
@@ -162,6 +164,12 @@ func problemOf(ctx context.Context, err error) (api.Problem, Mapping) {
 			record := denied.Record
 			p.AccessRecord = &record
 		}
+	case errors.As(err, &bundle):
+		rule := bundle.Reason
+		if bundle.Err != nil {
+			rule += ": " + bundle.Err.Error() // a bundle is the operator's own text and holds no person
+		}
+		p.Violations = []api.Violation{{Pointer: bundle.Path, Rule: rule}}
 	case errors.As(err, &field):
 		p.Violations = []api.Violation{{Pointer: field.Field, Rule: field.Why}}
 	case errors.As(err, &validation):

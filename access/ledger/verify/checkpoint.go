@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -84,8 +85,7 @@ func OpenCheckpoint(signed []byte, origin string, ledger note.Verifier, witnesse
 	if ledger == nil {
 		return Checkpoint{}, nil, fmt.Errorf("%w: no ledger key to check it with", ErrSignature)
 	}
-	known := note.VerifierList(append([]note.Verifier{ledger}, witnesses...)...)
-	n, err := note.Open(signed, known)
+	n, err := note.Open(signed, verifierList(ledger, witnesses))
 	var invalid *note.InvalidSignatureError
 	var unverified *note.UnverifiedNoteError
 	switch {
@@ -105,6 +105,18 @@ func OpenCheckpoint(signed []byte, origin string, ledger note.Verifier, witnesse
 		return Checkpoint{}, nil, fmt.Errorf("%w: it is of another origin", ErrCheckpoint)
 	}
 	return c, n, nil
+}
+
+// verifierList makes a list of the keys, each once: twice the same would count as ambiguous.
+func verifierList(ledger note.Verifier, witnesses []note.Verifier) note.Verifiers {
+	keys := []note.Verifier{ledger}
+	for _, w := range witnesses {
+		same := func(k note.Verifier) bool { return k.Name() == w.Name() && k.KeyHash() == w.KeyHash() }
+		if !slices.ContainsFunc(keys, same) {
+			keys = append(keys, w)
+		}
+	}
+	return note.VerifierList(keys...)
 }
 
 func signedBy(n *note.Note, v note.Verifier) bool {

@@ -131,8 +131,11 @@ func (v *logVerifier) run(ctx context.Context) error {
 	if err := v.readBundles(ctx, cp.Size); err != nil {
 		return err
 	}
-	for level := range v.tree.levels {
-		if err := v.compareTile(level, v.tree.levels[level].n, v.tree.levels[level].hashes); err != nil {
+	for level, l := range v.tree.levels {
+		if level == 0 {
+			continue // compared with each bundle
+		}
+		if err := v.compareTile(level, l.n, l.hashes); err != nil {
 			return err
 		}
 	}
@@ -199,9 +202,9 @@ func (v *logVerifier) checkEarlier() error {
 type bundle struct {
 	n       int64
 	raw     [][]byte
-	entries []Entry
 	hashes  []tlog.Hash
-	problem *Problem // ends the check at the entry that it names, if the entries before are all right
+	entries []Entry  // parsed; fewer than raw when there is a problem
+	problem *Problem // ends the check after entries
 	err     error
 }
 
@@ -251,21 +254,17 @@ func (v *logVerifier) readBundles(ctx context.Context, size int64) error {
 
 func (v *logVerifier) readBundle(n, size int64) bundle {
 	b := bundle{n: n}
-	width := int(min(TileWidth, size-n*TileWidth))
-	data, problem, err := v.readTile(Tile{EntriesLevel, n, width}, n*TileWidth)
+	want := Tile{EntriesLevel, n, int(min(TileWidth, size-n*TileWidth))}
+	file, data, problem, err := v.readTile(want, n*TileWidth)
 	if problem != nil || err != nil {
 		b.problem, b.err = problem, err
 		return b
 	}
-	b.raw, err = DecodeBundle(data, TileWidth)
-	if len(b.raw) == 0 {
-		b.raw, err = DecodeBundle(data, width)
-	}
-	if err != nil {
-		b.problem = &Problem{n * TileWidth, CodeBadFile, fmt.Sprintf("bundle %d: %v", n, err)}
+	if b.raw, err = DecodeBundle(data, file.Width); err != nil {
+		b.problem = &Problem{n * TileWidth, CodeBadFile, fmt.Sprintf("%s: %v", file.Path(), err)}
 		return b
 	}
-	b.raw = b.raw[:width]
+	b.raw = b.raw[:want.Width]
 	for i, raw := range b.raw {
 		e, err := ParseEntry(raw)
 		if err != nil {
@@ -279,18 +278,21 @@ func (v *logVerifier) readBundle(n, size int64) bundle {
 	return b
 }
 
-// readTile reads a file of the log. A full tile serves for a partial one that is gone, as tlog-tiles allows.
-func (v *logVerifier) readTile(t Tile, index int64) ([]byte, *Problem, error) {
-	data, err := fs.ReadFile(v.dir, t.Path())
-	if errors.Is(err, fs.ErrNotExist) && t.Width < TileWidth {
-		data, err = fs.ReadFile(v.dir, Tile{t.Level, t.N, TileWidth}.Path())
+// readTile reads a file of the log and says which it was. A full tile serves for a partial one that is
+// gone, as tlog-tiles allows.
+func (v *logVerifier) readTile(t Tile, index int64) (Tile, []byte, *Problem, error) {
+	file := t
+	data, err := fs.ReadFile(v.dir, file.Path())
+	if errors.Is(err, fs.ErrNotExist) {
+		file.Width = TileWidth
+		data, err = fs.ReadFile(v.dir, file.Path())
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &Problem{index, CodeMissingFile, t.Path() + " is missing"}, nil
+		return file, nil, &Problem{index, CodeMissingFile, t.Path() + " is missing"}, nil
 	} else if err != nil {
-		return nil, nil, fmt.Errorf("reading %s: %w", t.Path(), err)
+		return file, nil, nil, fmt.Errorf("reading %s: %w", file.Path(), err)
 	}
-	return data, nil, nil
+	return file, data, nil, nil
 }
 
 // take puts a bundle into the tree, which shows that its entries are those of the tiles, and replays them.
@@ -305,15 +307,11 @@ func (v *logVerifier) take(b bundle) error {
 			return err
 		}
 	}
-	for i, h := range b.hashes {
-		if i < len(b.entries) {
-			if err := v.takeEntry(first+int64(i), b.raw[i], b.entries[i]); err != nil {
-				return err
-			}
-		} else if b.problem != nil {
-			break
+	for i, e := range b.entries {
+		if err := v.takeEntry(first+int64(i), b.raw[i], e); err != nil {
+			return err
 		}
-		if err := v.tree.add(h, v.compareTile); err != nil {
+		if err := v.tree.add(b.hashes[i], v.compareTile); err != nil {
 			return err
 		}
 		if err := v.checkEarlier(); err != nil {
@@ -354,30 +352,25 @@ func (v *logVerifier) compareTile(level int, n int64, hashes []tlog.Hash) error 
 	}
 	span := int64(1) << (TileHeight * level) // entries below one hash
 	first := n * TileWidth * span
-	t := Tile{level, n, len(hashes)}
-	data, problem, err := v.readTile(t, first)
+	want := Tile{level, n, len(hashes)}
+	file, data, problem, err := v.readTile(want, first)
 	if err != nil {
 		return err
 	}
 	if problem != nil {
 		return v.fail(problem.Index, problem.Code, "%s", problem.Detail)
 	}
-	width := len(data) / tlog.HashSize
-	stored, err := DecodeTile(data, width)
-	if err != nil || width < t.Width || (width > t.Width && width != TileWidth) {
-		return v.fail(first, CodeBadFile, "%s is malformed", t.Path())
+	stored, err := DecodeTile(data, file.Width)
+	if err != nil {
+		return v.fail(first, CodeBadFile, "%s: %v", file.Path(), err)
 	}
-	if slices.Equal(stored[:t.Width], hashes) {
-		return nil
-	}
-	at := slices.IndexFunc(hashes, func(h tlog.Hash) bool { return !slices.Contains(stored[:t.Width], h) })
-	for i := range hashes {
-		if stored[i] != hashes[i] {
-			at = i
-			break
+	for i, h := range hashes {
+		if stored[i] != h {
+			at := first + int64(i)*span
+			return v.fail(at, CodeTile, "%s does not hold the hash of %d entries from %d on", file.Path(), span, at)
 		}
 	}
-	return v.fail(first+int64(at)*span, CodeTile, "%s does not hold the hash of entry %d at %d", t.Path(), first+int64(at)*span, at)
+	return nil
 }
 
 // hashTree recomputes a tree from the hashes of its entries. It is written apart from the one that the

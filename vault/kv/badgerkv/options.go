@@ -48,11 +48,11 @@ type Options struct {
 	// Space says when the store stops to write.
 	Space Space
 
-	// MemTableSize is the size in bytes of a memtable. Each of up to NumMemtables+1 of them takes this
-	// much memory when full, and one transaction may fill 15 % of it. Below 8 MiB, which is for tests,
+	// MemTableSize is the size in bytes of a memtable. Each of up to NumMemtables+1 of them takes 1.3 times
+	// as much memory when full, and one transaction may fill 15 % of one. Below 8 MiB, which is for tests,
 	// the largest value is smaller than kv.MaxValueSize. Zero: 32 MiB.
 	MemTableSize int64
-	// NumMemtables may wait to be written to tables before writers wait. Zero: 3.
+	// NumMemtables is how many full memtables may wait to become tables before writers wait. Zero: 3.
 	NumMemtables int
 	// BlockCacheSize and IndexCacheSize are in bytes. Zero: 64 MiB each. Blocks are not compressed, so
 	// that the page cache serves as well, and a small footprint costs little.
@@ -70,7 +70,7 @@ type Space struct {
 	// Default: the greatest of 1 GiB, 5 % of the file system, and three times the engine's mapped logs.
 	ReadOnly int64
 	// Reserve: with less free space than this, nobody may write. Default: the size of the mapped logs, or
-	// half of ReadOnly if that is less.
+	// half of ReadOnly if that is less. It is never more than ReadOnly.
 	Reserve int64
 	// Ballast is really allocated and is given up when free space falls below Reserve, so that there
 	// is something left to work with when another program has filled the disk. Default: 256 MiB.

@@ -42,7 +42,9 @@ func (o Options) limits(total int64) limits {
 	if l.ballast == 0 {
 		l.ballast = 256 << 20
 	}
-	return limits{max(l.readOnly, 0), max(l.reserve, 0), max(l.ballast, 0)}
+	l = limits{max(l.readOnly, 0), max(l.reserve, 0), max(l.ballast, 0)}
+	l.reserve = min(l.reserve, l.readOnly)
+	return l
 }
 
 // spaceGuard watches the free space of the store's file system. Badger cannot: it writes to holes in

@@ -135,8 +135,6 @@ func TestOpenOnAFullDisk(t *testing.T) {
 	s := mustCreate(t, o)
 	mustPut(t, s, "first", "x")
 	crashed := crash(t, o)
-	before := hashDir(t, crashed.Dir)
-
 	disk.free.Store(testBallast) // nothing is free but for the ballast
 	s2 := mustOpen(t, crashed)
 	wantWriters(t, s2, false, false)
@@ -144,7 +142,7 @@ func TestOpenOnAFullDisk(t *testing.T) {
 	mustClose(t, s2)
 
 	crashed = crash(t, o)
-	before = hashDir(t, crashed.Dir)
+	before := hashDir(t, crashed.Dir)
 	disk.free.Store(testBallast / 1000)
 	if _, err := Open(context.Background(), crashed); !errors.Is(err, kv.ErrStorageFull) {
 		t.Errorf("Open without space for recovery: %v", err)
@@ -178,6 +176,10 @@ func TestDefaultLimits(t *testing.T) {
 	}
 	o.Space = Space{ReadOnly: 100, Ballast: -1}
 	if got, want := o.limits(10*gib), (limits{readOnly: 100, reserve: 50}); got != want {
+		t.Errorf("limits are %+v, want %+v", got, want)
+	}
+	o.Space = Space{ReadOnly: 100, Reserve: 200, Ballast: -1}
+	if got, want := o.limits(10*gib), (limits{readOnly: 100, reserve: 100}); got != want {
 		t.Errorf("limits are %+v, want %+v", got, want)
 	}
 	o.Space = Space{ReadOnly: -1, Reserve: -1, Ballast: -1}

@@ -1,0 +1,308 @@
+// Package sidecartest runs a real sidecar in the test's own process: a real keyring over a root-key file
+// and a store in memory, behind a real socket, with a ledger that can be bent as an attacker would.
+package sidecartest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/keys/keyring"
+	"github.com/prototypster/pdvault/keys/localkek"
+	"github.com/prototypster/pdvault/keys/sidecar"
+	"github.com/prototypster/pdvault/vault/kv/memkv"
+)
+
+// Instance is the name of the instance that worlds use, Origin that of their ledger.
+const (
+	Instance = "test"
+	Origin   = "pdvault.example.org/ledger"
+)
+
+// ErrInjected is what Ring gives when it is told to fail without a better error.
+var ErrInjected = errors.New("sidecartest: injected")
+
+// Clock is the sidecar's clock: the real one, moved by Advance.
+type Clock struct {
+	mu     sync.Mutex
+	offset time.Duration // guarded by mu
+}
+
+// Now returns the moved time.
+func (c *Clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Add(c.offset)
+}
+
+// Advance moves the clock, back when d is negative.
+func (c *Clock) Advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.offset += d
+}
+
+// Ring is a keyring whose calls can be made to fail, wait or panic, and which remembers the order of Save
+// and Open.
+type Ring struct {
+	*keyring.Keyring
+
+	mu     sync.Mutex
+	before func(op string) error // guarded by mu
+	calls  []string              // guarded by mu
+}
+
+var _ sidecar.Keyring = (*Ring)(nil)
+
+// Before makes the ring call f at the start of each call: Seal, Prepare, Index, Open, Ready, SaveState. An
+// error is returned as the call's own. Nil ends it.
+func (r *Ring) Before(f func(op string) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.before = f
+}
+
+// FailOnce makes the next call of op fail with err.
+func (r *Ring) FailOnce(op string, err error) {
+	var once sync.Once
+	r.Before(func(got string) (e error) {
+		if got == op {
+			once.Do(func() { e = err })
+		}
+		return e
+	})
+}
+
+// Calls returns the calls so far, SaveState with its value.
+func (r *Ring) Calls() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string(nil), r.calls...)
+}
+
+func (r *Ring) enter(op, detail string) error {
+	r.mu.Lock()
+	f := r.before
+	r.calls = append(r.calls, op+detail)
+	r.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(op)
+}
+
+// Seal implements sidecar.Keyring.
+func (r *Ring) Seal(ctx context.Context, s []keyring.SealSubject) ([]keyring.SealedSubject, error) {
+	if err := r.enter("Seal", ""); err != nil {
+		return nil, err
+	}
+	return r.Keyring.Seal(ctx, s)
+}
+
+// Prepare implements sidecar.Keyring.
+func (r *Ring) Prepare(ctx context.Context, items []keyring.PrepareItem) ([]keyring.PreparedItem, error) {
+	if err := r.enter("Prepare", ""); err != nil {
+		return nil, err
+	}
+	return r.Keyring.Prepare(ctx, items)
+}
+
+// Index implements sidecar.Keyring.
+func (r *Ring) Index(ctx context.Context, v []keyring.IndexValue) ([][]byte, error) {
+	if err := r.enter("Index", ""); err != nil {
+		return nil, err
+	}
+	return r.Keyring.Index(ctx, v)
+}
+
+// Open implements sidecar.Keyring.
+func (r *Ring) Open(ctx context.Context, s []keyring.OpenSubject) ([]keyring.OpenedSubject, error) {
+	if err := r.enter("Open", ""); err != nil {
+		return nil, err
+	}
+	return r.Keyring.Open(ctx, s)
+}
+
+// Ready implements sidecar.Keyring.
+func (r *Ring) Ready(ctx context.Context) error {
+	if err := r.enter("Ready", ""); err != nil {
+		return err
+	}
+	return r.Keyring.Ready(ctx)
+}
+
+// SaveState implements sidecar.Keyring.
+func (r *Ring) SaveState(ctx context.Context, name string, value []byte) error {
+	if err := r.enter("SaveState", " "+name+" "+string(value)); err != nil {
+		return err
+	}
+	return r.Keyring.SaveState(ctx, name, value)
+}
+
+// World is one sidecar and one ledger.
+type World struct {
+	T      testing.TB
+	Log    *Log
+	Ring   *Ring
+	Clock  *Clock
+	Stats  *sidecar.Stats
+	Server *sidecar.Server
+	Socket string
+
+	stop func()
+}
+
+// New returns a world whose sidecar is not bound, and not served yet.
+func New(t testing.TB) *World {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "pdk") // short: the path of a socket is bounded
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	root := filepath.Join(dir, "root-key.json")
+	if err := localkek.Create(root); err != nil {
+		t.Fatalf("creating root key: %v", err)
+	}
+	kek, err := localkek.Open(root)
+	if err != nil {
+		t.Fatalf("opening root key: %v", err)
+	}
+	store := memkv.New()
+	ring, err := keyring.Create(t.Context(), keyring.Config{Instance: Instance, KEK: kek, Store: store})
+	if err != nil {
+		t.Fatalf("creating keyring: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(ring.Close(), store.Close()); err != nil {
+			t.Errorf("closing keyring: %v", err)
+		}
+	})
+	w := &World{
+		T: t, Log: NewLog(t, Origin), Ring: &Ring{Keyring: ring}, Clock: new(Clock),
+		Socket: filepath.Join(dir, "s"),
+	}
+	w.Restart()
+	return w
+}
+
+// Bound returns a world whose sidecar is bound to its ledger.
+func Bound(t testing.TB) *World {
+	t.Helper()
+	w := New(t)
+	w.Bind()
+	return w
+}
+
+// Restart replaces the server by a new one on the same key store, as a restart of the process would. When
+// the old one was served, the new one is.
+func (w *World) Restart() {
+	w.T.Helper()
+	served := w.stop != nil
+	w.Stop()
+	w.Stats = sidecar.NewStats()
+	s, err := sidecar.New(w.T.Context(), sidecar.Config{Instance: Instance, Keyring: w.Ring, Now: w.Clock.Now, Observer: w.Stats})
+	if err != nil {
+		w.T.Fatalf("making sidecar: %v", err)
+	}
+	w.Server = s
+	if served {
+		w.Serve()
+	}
+}
+
+// Serve serves the socket until Stop, or the end of the test.
+func (w *World) Serve() {
+	w.T.Helper()
+	l, err := sidecar.Listen(sidecar.SocketConfig{Path: w.Socket, Observer: w.Stats})
+	if err != nil {
+		w.T.Fatalf("listening: %v", err)
+	}
+	w.ServeOn(l)
+}
+
+// ServeOn is Serve with a listener of the test's.
+func (w *World) ServeOn(l net.Listener) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func(s *sidecar.Server) { done <- s.Serve(ctx, l, 200*time.Millisecond) }(w.Server)
+	w.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.T.Errorf("serving: %v", err)
+		}
+	}
+	w.T.Cleanup(w.Stop)
+}
+
+// Stop ends Serve.
+func (w *World) Stop() {
+	if w.stop != nil {
+		w.stop()
+		w.stop = nil
+	}
+}
+
+// Subject makes a subject with one field per name in collection "profile" at version 1, whose value is the
+// JSON string of the name, and returns its id, its reference and the ciphertexts.
+func (w *World) Subject(fields ...string) (id uuid.UUID, ref []byte, ciphertexts map[string][]byte) {
+	w.T.Helper()
+	id = uuid.New()
+	s := keyring.SealSubject{Subject: id, Create: true}
+	for _, f := range fields {
+		s.Fields = append(s.Fields, keyring.SealField{Collection: "profile", Field: f, Version: 1, Plaintext: Value(f)})
+	}
+	out, err := w.Ring.Keyring.Seal(context.Background(), []keyring.SealSubject{s})
+	if err == nil {
+		err = out[0].Err
+	}
+	if err != nil {
+		w.T.Fatalf("sealing: %v", err)
+	}
+	ciphertexts = make(map[string][]byte)
+	for i, f := range fields {
+		ciphertexts[f] = out[0].Fields[i].Ciphertext
+	}
+	return id, out[0].Ref, ciphertexts
+}
+
+// Value is the plaintext of a field that Subject made.
+func Value(field string) []byte { return fmt.Appendf(nil, "%q", "value of "+field) }
+
+// Entry returns an access record that allows fields of the subject with this reference to be revealed now,
+// by this sidecar. change may be nil.
+func (w *World) Entry(ref []byte, fields []string, change func(*verify.Entry)) []byte {
+	w.T.Helper()
+	e := verify.Entry{
+		ID:         uuid.NewString(),
+		Time:       verify.FormatTime(w.Clock.Now()),
+		Kind:       verify.KindAccess,
+		Caller:     &verify.Caller{ID: "shop", Kind: "service", Role: "service", Authn: "token"},
+		SubjectRef: verify.FormatRef(ref),
+		Collection: "profile",
+		Fields:     fields,
+		Mode:       verify.ModeReveal,
+		Purpose:    "order-fulfilment",
+		Ground:     verify.GroundService,
+		Evidence:   &verify.Evidence{Type: verify.EvidencePurpose, ID: "order-fulfilment"},
+		Sidecar:    w.Ring.SidecarID(),
+		Decision:   verify.Allow,
+	}
+	if change != nil {
+		change(&e)
+	}
+	b, err := verify.Encode(e)
+	if err != nil {
+		w.T.Errorf("encoding entry: %v", err)
+	}
+	return b
+}
