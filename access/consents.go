@@ -58,10 +58,12 @@ func (b *Broker) GiveConsent(ctx context.Context, q ConsentRequest) (Consent, er
 		entry.Consent = consentChange(given)
 		_, err = b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
 			given.Entry, given.GivenAt = at.Index, at.Time
-			change, _ := l.Give(given, sealedCapture) // the bound was checked above on the same list
+			var change kv.Change
+			before.keep(&change, outcome{Subject: q.Subject, Consent: given.ID, Entry: at.Index, At: at.Time})
+			giving, _ := l.Give(given, sealedCapture) // the bound was checked above on the same list
+			change.Merge(giving)
 			s.Expect(&change)
 			p.expect(&change)
-			before.keep(&change, outcome{Subject: q.Subject, Consent: given.ID, Entry: at.Index, At: at.Time})
 			return change
 		})
 		return given, b.mapAppend(ctx, err)

@@ -103,7 +103,7 @@ func (b *Broker) mapAppend(ctx context.Context, err error) error {
 			return err
 		}
 		return errAgain
-	case errors.Is(err, vault.ErrStale), errors.Is(err, consent.ErrStale):
+	case errors.Is(err, vault.ErrStale), errors.Is(err, consent.ErrStale), errors.Is(err, errAgain):
 		return errAgain
 	}
 	return wrapf(err, "recording")

@@ -48,9 +48,12 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 		}
 		entry := b.writeEntry(verify.KindSubjectCreated, q.Request, p, prepared)
 		receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
-			change := prepared.Change(at.Index, at.Time)
-			p.expect(&change)
+			// The idempotency key is checked first: who lost a race for it must not hear that the values
+			// are taken, by the winner.
+			var change kv.Change
 			before.keep(&change, outcome{Subject: subject, Version: 1, Entry: at.Index, At: at.Time})
+			change.Merge(prepared.Change(at.Index, at.Time))
+			p.expect(&change)
 			return change
 		})
 		if err := b.mapAppend(ctx, err); err != nil {

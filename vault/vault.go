@@ -337,12 +337,13 @@ func (p *Prepared) add(s *Subject, collection string, row *Row) {
 
 	before := indexKeys(s, collection, s.Rows[collection])
 	after := indexKeys(s, collection, row)
-	for key := range before {
+	for _, key := range slices.Sorted(maps.Keys(before)) {
 		if _, kept := after[key]; !kept {
 			p.changes.Delete([]byte(key))
 		}
 	}
-	for key, x := range after {
+	for _, key := range slices.Sorted(maps.Keys(after)) {
+		x := after[key]
 		if _, had := before[key]; had {
 			continue
 		}

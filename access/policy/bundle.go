@@ -48,19 +48,23 @@ type caller struct {
 // grant is a purpose in the hands of one caller: as a caller of our own, or through agreements.
 type grant struct {
 	purpose    *purpose
-	recipient  verify.Recipient // when own; else that of the agreement
 	own        bool
 	agreements []*agreement // in order of the bundle; those that list the purpose
-	static     cedar.RecordMap
+	// When own; else those of the agreement.
+	recipient       verify.Recipient
+	recipientRecord cedar.Value
 }
 
 // purpose is what decisions need of a Purpose.
 type purpose struct {
 	Purpose
-	qualified  map[string]bool
-	fields     cedar.Set // qualified
-	registered cedar.Record
-	idSet      cedar.Set // the id alone
+	terms           ConsentTerms // fields also when the ground is another
+	qualified       map[string]bool
+	id, iri, ground cedar.Value
+	idSet           cedar.Value // the id alone
+	fields          cedar.Set   // qualified
+	recipients      cedar.Set
+	registered      cedar.Value
 }
 
 // agreement is what decisions need of an Agreement.
@@ -69,7 +73,8 @@ type agreement struct {
 	from, to  time.Time
 	qualified map[string]bool
 	recipient verify.Recipient
-	record    cedar.Record
+	// The same for Cedar.
+	recipientRecord, record cedar.Value
 }
 
 // Parse reads a bundle strictly, resolves every reference in it, compiles its schemas and rules, and lets it
@@ -190,12 +195,8 @@ func (b *Bundle) ConsentTerms(purposeID string) (ConsentTerms, bool) {
 	if !ok || p.Ground != verify.GroundConsent {
 		return ConsentTerms{}, false
 	}
-	t := ConsentTerms{Purpose: p.ID, IRI: p.IRI, Fields: slices.Sorted(maps.Keys(p.qualified))}
-	for _, id := range slices.Sorted(maps.Keys(b.callers)) {
-		if _, ok := b.callers[id].grants[purposeID]; ok {
-			t.Recipients = append(t.Recipients, id)
-		}
-	}
+	t := p.terms
+	t.Fields, t.Recipients = slices.Clone(t.Fields), slices.Clone(t.Recipients)
 	return t, true
 }
 

@@ -75,27 +75,48 @@ func (b *Bundle) compile() error {
 		for _, id := range p.Callers {
 			g := &grant{purpose: p, own: true, recipient: verify.Recipient{
 				ID: b.doc.Operator.ID, Role: RecipientController, Jurisdiction: b.doc.Operator.Jurisdiction}}
-			g.static = staticContext(g.purpose, g.recipient)
-			g.static["registration"] = p.registered
+			g.recipientRecord = recipientRecord(g.recipient)
 			b.callers[id].grants[p.ID] = g
 		}
 	}
 	for _, a := range b.doc.Agreements {
 		b.compileAgreement(a)
 	}
+	b.compileTerms()
 	return b.compileEntities()
 }
 
 func (b *Bundle) compilePurpose(p Purpose) *purpose {
-	cp := &purpose{Purpose: p, qualified: qualify(p.Fields), idSet: cedar.NewSet(cedar.String(p.ID))}
+	cp := &purpose{Purpose: p, qualified: qualify(p.Fields), id: cedar.String(p.ID), iri: cedar.String(p.IRI),
+		ground: cedar.String(p.Ground), idSet: cedar.NewSet(cedar.String(p.ID))}
 	cp.fields = stringSet(maps.Keys(cp.qualified))
-	var uids []cedar.Value
-	for _, id := range p.Callers {
-		uids = append(uids, b.callers[id].uid)
-	}
 	cp.registered = cedar.NewRecord(cedar.RecordMap{
-		"purpose": cedar.String(p.ID), "callers": cedar.NewSet(uids...), "fields": cp.fields})
+		"purpose": cp.id, "callers": b.callerSet(p.Callers), "fields": cp.fields})
 	return cp
+}
+
+// compileTerms gathers for each purpose whom and what a consent on the registered terms covers.
+func (b *Bundle) compileTerms() {
+	for _, p := range b.purposes {
+		p.terms = ConsentTerms{Purpose: p.ID, IRI: p.IRI, Fields: slices.Sorted(maps.Keys(p.qualified))}
+		for _, id := range slices.Sorted(maps.Keys(b.callers)) {
+			if _, ok := b.callers[id].grants[p.ID]; ok {
+				p.terms.Recipients = append(p.terms.Recipients, id)
+			}
+		}
+		p.recipients = b.callerSet(p.terms.Recipients)
+	}
+}
+
+// callerSet makes a Cedar set of the callers of this bundle that are named.
+func (b *Bundle) callerSet(ids []string) cedar.Set {
+	uids := make([]cedar.Value, 0, len(ids))
+	for _, id := range ids {
+		if c, ok := b.callers[id]; ok {
+			uids = append(uids, c.uid)
+		}
+	}
+	return cedar.NewSet(uids...)
 }
 
 // compileAgreement adds the agreement to the grants of every caller that is its counterparty.
@@ -105,16 +126,17 @@ func (b *Bundle) compileAgreement(doc Agreement) {
 	to, _ := time.Parse(time.RFC3339, doc.EffectiveTo)
 	a := &agreement{Agreement: doc, from: from, to: to, qualified: qualify(doc.Fields)}
 	a.recipient = verify.Recipient{ID: doc.CounterpartyID, Role: recipientRole(doc.Kind), Jurisdiction: doc.Jurisdiction}
-	var uids []cedar.Value
-	for _, c := range b.callers {
+	a.recipientRecord = recipientRecord(a.recipient)
+	var ids []string
+	for id, c := range b.callers {
 		if counterparty(c.Caller) == doc.CounterpartyID {
-			uids = append(uids, c.uid)
+			ids = append(ids, id)
 		}
 	}
 	a.record = cedar.NewRecord(cedar.RecordMap{
 		"id": cedar.String(doc.ID), "kind": cedar.String(doc.Kind), "active": cedar.Boolean(doc.Status == "active"),
 		"purposes": stringSet(slices.Values(doc.Purposes)), "fields": stringSet(maps.Keys(a.qualified)),
-		"recipients": cedar.NewSet(uids...), "window": window(from, to),
+		"recipients": b.callerSet(ids), "window": window(from, to),
 	})
 	for _, c := range b.callers {
 		if counterparty(c.Caller) != doc.CounterpartyID {
@@ -187,13 +209,9 @@ func callerAttributes(c Caller) cedar.RecordMap {
 		"kind": cedar.String(c.Kind), "roles": cedar.NewSet(cedar.String(c.Role)), "partner": cedar.Boolean(c.Partner != "")}
 }
 
-// staticContext is what a request for a purpose holds whoever asks, whenever.
-func staticContext(p *purpose, to verify.Recipient) cedar.RecordMap {
-	return cedar.RecordMap{
-		"ground": cedar.String(p.Ground), "purpose": cedar.String(p.ID), "purposeIri": cedar.String(p.IRI),
-		"recipient": cedar.NewRecord(cedar.RecordMap{
-			"id": cedar.String(to.ID), "role": cedar.String(to.Role), "jurisdiction": cedar.String(to.Jurisdiction)}),
-	}
+func recipientRecord(r verify.Recipient) cedar.Record {
+	return cedar.NewRecord(cedar.RecordMap{
+		"id": cedar.String(r.ID), "role": cedar.String(r.Role), "jurisdiction": cedar.String(r.Jurisdiction)})
 }
 
 func window(from, to time.Time) cedar.Record {

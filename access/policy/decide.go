@@ -165,10 +165,11 @@ func notGranted(c *caller, p *purpose) Decision {
 // modeOf returns the mode of a request. For verify and lookup it is the action's own. The name of a mode
 // we do not know is not given back.
 func modeOf(r Request) (string, bool) {
-	own := map[string]string{ActionVerify: verify.ModeVerify, ActionLookup: verify.ModeLookup}[r.Action]
 	switch {
-	case own != "":
-		return own, r.Mode == "" || r.Mode == own
+	case r.Action == ActionVerify:
+		return verify.ModeVerify, r.Mode == "" || r.Mode == verify.ModeVerify
+	case r.Action == ActionLookup:
+		return verify.ModeLookup, r.Mode == "" || r.Mode == verify.ModeLookup
 	case r.Mode == verify.ModeReveal, r.Mode == verify.ModeMask:
 		return r.Mode, true
 	}
@@ -315,15 +316,11 @@ func (g *grant) context(a *agreement, col *collection, mode string, r Request) c
 		fields[i] = col.qualified[f]
 	}
 	ctx := make(cedar.RecordMap, 12)
+	ctx["ground"], ctx["purpose"], ctx["purposeIri"] = g.purpose.ground, g.purpose.id, g.purpose.iri
 	if a != nil {
-		for k, v := range staticContext(g.purpose, a.recipient) {
-			ctx[k] = v
-		}
-		ctx["agreement"] = a.record
+		ctx["agreement"], ctx["recipient"] = a.record, a.recipientRecord
 	} else {
-		for k, v := range g.static {
-			ctx[k] = v
-		}
+		ctx["registration"], ctx["recipient"] = g.purpose.registered, g.recipientRecord
 	}
 	ctx["now"] = cedar.NewDatetime(r.Now)
 	ctx["authn"] = cedar.String(r.Authn)
@@ -337,21 +334,22 @@ func (g *grant) context(a *agreement, col *collection, mode string, r Request) c
 var endOfTime = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
 
 // consentRecord writes a consent for Cedar. Recipients that are no callers of this bundle are left out.
+// A consent given on the registered terms, as most are, takes the sets made for them.
 func (b *Bundle) consentRecord(p *purpose, c *Consent) cedar.Record {
-	var recipients []cedar.Value
-	for _, id := range c.Recipients {
-		if k, ok := b.callers[id]; ok {
-			recipients = append(recipients, k.uid)
-		}
+	fields, recipients := p.fields, p.recipients
+	if !slices.Equal(c.Fields, p.terms.Fields) {
+		fields = stringSet(slices.Values(c.Fields))
+	}
+	if !slices.Equal(c.Recipients, p.terms.Recipients) {
+		recipients = b.callerSet(c.Recipients)
 	}
 	end := c.NotAfter
 	if end.IsZero() {
 		end = endOfTime
 	}
 	return cedar.NewRecord(cedar.RecordMap{
-		"id": cedar.String(c.ID), "status": cedar.String(c.State), "purposes": p.idSet,
-		"fields": stringSet(slices.Values(c.Fields)), "recipients": cedar.NewSet(recipients...),
-		"window": window(time.Unix(0, 0), end), "separateDocument": cedar.Boolean(c.SeparateDocument),
+		"id": cedar.String(c.ID), "status": cedar.String(c.State), "purposes": p.idSet, "fields": fields,
+		"recipients": recipients, "window": window(time.Unix(0, 0), end), "separateDocument": cedar.Boolean(c.SeparateDocument),
 	})
 }
 

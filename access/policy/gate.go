@@ -129,8 +129,7 @@ func probeContext(ground string) cedar.RecordMap {
 }
 
 func probeRecipient(role string) cedar.Record {
-	return cedar.NewRecord(cedar.RecordMap{
-		"id": cedar.String("probe"), "role": cedar.String(role), "jurisdiction": cedar.String("RU")})
+	return recipientRecord(verify.Recipient{ID: "probe", Role: role, Jurisdiction: "RU"})
 }
 
 // probeEvidence returns the member of the context for one kind of evidence, made out to a caller, with

@@ -111,12 +111,13 @@ func (cfg Config) verified() (Config, error) {
 // KEK wraps with a derived transit key. It logs in by itself, renews its token, logs in again when the
 // token dies, and recovers from any outage without being opened again.
 type KEK struct {
-	cfg     Config
-	client  *hcapi.Client
-	session *session
-	breaker *breaker
-	slots   chan struct{} // bounds requests at a time
-	close   sync.Once
+	cfg       Config
+	client    *hcapi.Client
+	transport *http.Transport
+	session   *session
+	breaker   *breaker
+	slots     chan struct{} // bounds requests at a time
+	close     sync.Once
 }
 
 var _ keyring.KEK = (*KEK)(nil)
@@ -129,11 +130,11 @@ func Open(ctx context.Context, cfg Config) (*KEK, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := newClient(cfg)
+	client, transport, err := newClient(cfg)
 	if err != nil {
 		return nil, err
 	}
-	k := &KEK{cfg: cfg, client: client, slots: make(chan struct{}, maxAtOnce)}
+	k := &KEK{cfg: cfg, client: client, transport: transport, slots: make(chan struct{}, maxAtOnce)}
 	k.session = newSession(cfg, client)
 	k.breaker = newBreaker(cfg.Logger, k.probe)
 	if _, err := k.session.token(ctx, 0); err != nil {
@@ -149,6 +150,7 @@ func (k *KEK) Close() error {
 	k.close.Do(func() {
 		k.breaker.close()
 		k.session.close()
+		k.transport.CloseIdleConnections()
 	})
 	return nil
 }
@@ -160,11 +162,11 @@ func (k *KEK) Name() string { return Name }
 func (k *KEK) TokenValid() time.Duration { return k.session.valid() }
 
 // newClient makes HashiCorp's client with nothing left to its defaults or to the environment.
-func newClient(cfg Config) (*hcapi.Client, error) {
+func newClient(cfg Config) (*hcapi.Client, *http.Transport, error) {
 	for _, kv := range os.Environ() {
 		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "VAULT_") {
 			if err := os.Unsetenv(name); err != nil {
-				return nil, fmt.Errorf("hcvault: clearing %s: %w", name, err)
+				return nil, nil, fmt.Errorf("hcvault: clearing %s: %w", name, err)
 			}
 		}
 	}
@@ -172,11 +174,11 @@ func newClient(cfg Config) (*hcapi.Client, error) {
 	if cfg.CAFile != "" {
 		pem, err := os.ReadFile(cfg.CAFile)
 		if err != nil {
-			return nil, fmt.Errorf("hcvault: reading CA file: %w", err)
+			return nil, nil, fmt.Errorf("hcvault: reading CA file: %w", err)
 		}
 		tlsConfig.RootCAs = x509.NewCertPool()
 		if !tlsConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("hcvault: CA file holds no certificate: %w", keys.ErrInvalid)
+			return nil, nil, fmt.Errorf("hcvault: CA file holds no certificate: %w", keys.ErrInvalid)
 		}
 	}
 	transport := &http.Transport{
@@ -208,13 +210,13 @@ func newClient(cfg Config) (*hcapi.Client, error) {
 		Limiter:          rate.NewLimiter(maxRequests, maxBurst),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("hcvault: making the client: %w", err)
+		return nil, nil, fmt.Errorf("hcvault: making the client: %w", err)
 	}
 	client.SetToken("")
 	if cfg.Namespace != "" {
 		client.SetNamespace(cfg.Namespace)
 	}
-	return client, nil
+	return client, transport, nil
 }
 
 // checkRetry says which failures are tried once more: those that happened before HashiCorp Vault worked on

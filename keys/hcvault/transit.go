@@ -122,6 +122,9 @@ func (k *KEK) part(ctx context.Context, items []keyring.KEKItem, which []int, op
 }
 
 func (k *KEK) request(ctx context.Context, items []keyring.KEKItem, which []int, op string, results []keyring.KEKResult) error {
+	caller := ctx
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	select {
 	case k.slots <- struct{}{}:
 		defer func() { <-k.slots }()
@@ -129,9 +132,6 @@ func (k *KEK) request(ctx context.Context, items []keyring.KEKItem, which []int,
 		return callError(ctx.Err())
 	}
 	body := encode(items, which, op)
-	caller := ctx
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	resp, err := k.client.Logical().WriteRawWithContext(ctx, k.path(op), body)
 	var text []byte
 	if resp != nil {

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prototypster/pdvault/keys/keyring"
+	"github.com/prototypster/pdvault/keys/sidecar"
+	"github.com/prototypster/pdvault/vault/kv/badgerkv"
+)
+
+const (
+	drainTime    = 5 * time.Second
+	statsEvery   = 15 * time.Second
+	parentEvery  = 250 * time.Millisecond
+	softMemLimit = 192 << 20 // the Go heap; the engine's maps and buffers are beside it
+)
+
+// serve runs the sidecar until ctx ends. The order is that of trust: the process is made opaque before
+// anything secret is in it, and it listens only when everything behind the socket works.
+func serve(ctx context.Context, c Config, stderr io.Writer) (err error) {
+	// 1. Before any key is in memory.
+	if err := sidecar.Harden(); err != nil {
+		return err
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(softMemLimit)
+	}
+	log := newLogger(stderr, c.level)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer stop() // before Wait
+	if c.ParentWatch {
+		parent := os.Getppid()
+		background.Go(func() { watchParent(ctx, parent, log, stop) })
+	}
+
+	// 2. The KEK, then what it wraps.
+	kek, closeKEK, err := openKEK(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeKEK()) }()
+	store, err := badgerkv.Open(ctx, storeOptions(c, log))
+	if err != nil {
+		return storeError(c, err)
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	stats := sidecar.NewStats()
+	cfg := keyringConfig(c, kek, store, log)
+	cfg.Observe = stats.Keyring()
+	ring, err := keyring.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ring.Close()) }()
+
+	// 3. What it remembers of the ledger.
+	server, err := sidecar.New(ctx, sidecar.Config{Instance: c.Instance, Keyring: ring, Logger: log, Observer: stats})
+	if err != nil {
+		return err
+	}
+
+	// 4. The socket, last.
+	l, err := sidecar.Listen(sidecar.SocketConfig{
+		Path: c.Socket.Path, GroupID: c.group, AllowUIDs: allowed(c), Logger: log, Observer: stats,
+	})
+	if err != nil {
+		return err
+	}
+	background.Go(func() { stats.Run(ctx, log, c.Metrics.Textfile, statsEvery) })
+	log.Info("ready", "socket", c.Socket.Path, "instance", c.Instance, "sidecar", ring.SidecarID(), "kek", c.kekName(),
+		"generation", ring.Generation())
+	err = server.Serve(ctx, l, drainTime)
+	log.Info("stopped")
+	return err
+}
+
+// allowed are the users who may connect: those of the configuration, and our own for pdkeys status.
+func allowed(c Config) []uint32 {
+	own := uint32(os.Getuid())
+	if slices.Contains(c.Socket.AllowUIDs, own) {
+		return c.Socket.AllowUIDs
+	}
+	return append(slices.Clone(c.Socket.AllowUIDs), own)
+}
+
+// watchParent calls stop when the parent is no longer the process it was. A signal tied to the parent's
+// death would follow the thread that started us, which may end before its process does.
+func watchParent(ctx context.Context, parent int, log *slog.Logger, stop func()) {
+	t := time.NewTicker(parentEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			if os.Getppid() != parent {
+				log.Info("parent process has ended, stopping")
+				stop()
+				return
+			}
+		}
+	}
+}
+
+// initialise creates what serve opens. It never replaces anything.
+func initialise(ctx context.Context, c Config, stdout, stderr io.Writer) (err error) {
+	if err := sidecar.Harden(); err != nil {
+		return err
+	}
+	log := newLogger(stderr, max(c.level, slog.LevelWarn))
+	made, err := createRootKey(c)
+	if err != nil {
+		return err
+	}
+	kek, closeKEK, err := openKEK(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeKEK()) }()
+	store, err := badgerkv.Create(ctx, storeOptions(c, log))
+	if err != nil {
+		return fmt.Errorf("%w: %w", errStore, err)
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	ring, err := keyring.Create(ctx, keyringConfig(c, kek, store, log))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ring.Close()) }()
+	if made {
+		fmt.Fprintf(stdout, "created root key %s: who has it and the key store has all keys\n", c.KEK.Local.Path)
+	}
+	_, err = fmt.Fprintf(stdout, "created key store %s of instance %s, sidecar %s\n", c.Store.Dir, c.Instance, ring.SidecarID())
+	return err
+}

@@ -1,0 +1,134 @@
+package stack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Process is a program that was started here.
+type Process struct {
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{} // closed when it has ended; err is set before
+	err  error
+}
+
+// start starts a program whose standard error is appended to log.
+func start(log string, env []string, program string, args ...string) (*Process, error) {
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = f, f
+	// Nothing that is started here outlives the one who started it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", program, err)
+	}
+	p := &Process{cmd: cmd, log: log, done: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// await waits until up says so, the process ends or 60 s have passed.
+func (p *Process) await(ctx context.Context, up func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for !up() {
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended at start: %w\n%s", p.cmd.Path, p.err, p.Log())
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not come up: %w\n%s", p.cmd.Path, ctx.Err(), p.Log())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// PID is the process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Log returns what the program has written so far, by all its runs.
+func (p *Process) Log() string {
+	b, _ := os.ReadFile(p.log) // what cannot be read is shown as nothing
+	return string(b)
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// ExitCode is the exit code of an ended process, -1 when a signal ended it.
+func (p *Process) ExitCode() int {
+	<-p.done
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// Kill ends the process with SIGKILL and waits for its end.
+func (p *Process) Kill() {
+	p.signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// Stop ends the process in an orderly way and waits; after 20 s it is killed and an error returned.
+func (p *Process) Stop() error {
+	if p == nil {
+		return nil
+	}
+	p.signal(syscall.SIGCONT)
+	p.signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(20 * time.Second):
+		p.Kill()
+		return fmt.Errorf("%s did not stop when asked to", p.cmd.Path)
+	}
+}
+
+// Freeze stops the process from running; Thaw lets it go on.
+func (p *Process) Freeze() { p.signal(syscall.SIGSTOP) }
+
+// Thaw lets a frozen process go on.
+func (p *Process) Thaw() { p.signal(syscall.SIGCONT) }
+
+func (p *Process) signal(s syscall.Signal) {
+	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		panic("stack: signalling a process of ours: " + err.Error())
+	}
+}
+
+// Memory returns the resident memory of the process and its highest value so far, in bytes.
+func (p *Process) Memory() (now, peak int64) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	if err != nil {
+		return 0, 0
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		kb, _ := strconv.ParseInt(f[1], 10, 64) // the kernel writes numbers
+		switch f[0] {
+		case "VmRSS:":
+			now = kb << 10
+		case "VmHWM:":
+			peak = kb << 10
+		}
+	}
+	return now, peak
+}
