@@ -10,8 +10,9 @@ import (
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
-// maxReloads bounds how often one batch is tried again because another writer was faster.
-const maxReloads = 16
+// maxReloads bounds how often one batch is tried again because another writer was faster. Two busy writers take
+// turns by chance, so it is generous; each turn costs the loser one read of the right edge.
+const maxReloads = 100
 
 // run is the committer. It ends when the queue is closed and drained.
 func (l *Ledger) run() {

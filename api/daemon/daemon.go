@@ -1,7 +1,7 @@
 // Package daemon wires pdvault together and runs it: store, sidecar, ledger, broker, HTTP server, in this
 // order, and takes them down in reverse. It is the only place that knows all the parts.
 //
-// It must hold no rule of its own: what is allowed, recorded or opened is decided in the parts.
+// It must never hold a rule of its own: what is allowed, recorded or opened is decided in the parts.
 package daemon
 
 import (

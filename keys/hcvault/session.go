@@ -35,6 +35,8 @@ type session struct {
 	cancel context.CancelFunc
 	ended  chan struct{}
 
+	watchers sync.WaitGroup
+
 	secretID, wrappingToken string // what the wrapping token gave, owned by run
 
 	mu    sync.Mutex // guards state
@@ -62,6 +64,9 @@ func newSession(cfg Config, client *hcapi.Client) *session {
 // number. It returns the failure of a login that happens while it waits, and at once when the last one was
 // refused.
 func (s *session) token(ctx context.Context, dead uint64) (uint64, error) {
+	if s.ctx.Err() != nil {
+		return 0, fmt.Errorf("session has ended: %w", keys.ErrUnavailable)
+	}
 	s.mu.Lock()
 	s.state.dead = max(s.state.dead, dead)
 	for {
@@ -179,9 +184,8 @@ func (s *session) keep(secret *hcapi.Secret) bool {
 		s.cfg.Logger.Error("token cannot be watched", "error", err)
 		return true
 	}
-	// Start may sleep in a request after Stop; it ends within the HTTP client's timeout and leaves its
-	// result in a buffered channel.
-	go watcher.Start()
+	// After Stop it may be in a request still, until the HTTP client's timeout; only close waits for that.
+	s.watchers.Go(watcher.Start)
 	defer watcher.Stop()
 	for {
 		select {
@@ -297,6 +301,7 @@ func (s *session) readSecretID(ctx context.Context) (string, error) {
 func (s *session) close() {
 	s.cancel()
 	<-s.ended
+	s.watchers.Wait()
 	if s.client.Token() != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()

@@ -437,6 +437,7 @@ func (k *Keyring) Destroy(ctx context.Context, subject uuid.UUID, reason string)
 func selfTest(ctx context.Context, cfg Config) error {
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails
+	defer clear(secret)
 	a, b := selfTestContext(cfg.Instance, 'a'), selfTestContext(cfg.Instance, 'b')
 	wrapped, err := callKEK(ctx, cfg.KEK.Wrap, []KEKItem{{a, secret}})
 	if err != nil {

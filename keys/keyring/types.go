@@ -105,6 +105,9 @@ func (v IndexValue) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "{%s %s %d %s}", v.Collection, v.Field, v.Normaliser, redacted)
 }
 
+// MarshalText hides the value.
+func (v IndexValue) MarshalText() ([]byte, error) { return fmt.Append(nil, v), nil }
+
 // LogValue hides the value.
 func (v IndexValue) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(v)) }
 

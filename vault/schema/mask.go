@@ -6,10 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	stdjson "encoding/json"
-
 	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/rivo/uniseg"
 )
 
@@ -155,8 +152,3 @@ func lastGraphemes(s string, n int) string {
 	}
 	return s[starts[len(starts)-n]:]
 }
-
-var (
-	_ = stdjson.Number("")
-	_ jsontext.Value
-)

@@ -78,5 +78,18 @@ func regionKnown(region string) bool { return phonenumbers.GetSupportedRegions()
 // normaliseText folds case fully (ß is ss) between decompositions, as Unicode's canonical caseless matching
 // does; without the first one, folding and composing would not be stable.
 func normaliseText(s string) string {
-	return strings.TrimSpace(norm.NFC.String(cases.Fold().String(norm.NFD.String(s))))
+	folded := strings.Map(foldCherokee, cases.Fold().String(norm.NFD.String(s)))
+	return strings.TrimSpace(norm.NFC.String(folded))
+}
+
+// foldCherokee takes small Cherokee letters to capitals, which are what Unicode folds to in that one script.
+// cases.Fold swaps the two.
+func foldCherokee(r rune) rune {
+	switch {
+	case r >= 0xAB70 && r <= 0xABBF:
+		return r - 0xAB70 + 0x13A0
+	case r >= 0x13F8 && r <= 0x13FD:
+		return r - 8
+	}
+	return r
 }

@@ -126,6 +126,9 @@ func withConfig(use, short string, run func(*cobra.Command, Config) error) *cobr
 	cmd := &cobra.Command{
 		Use: use + " --config FILE", Short: short, Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if path == "" {
+				return fmt.Errorf("%w: --config is missing", errUsage)
+			}
 			c, err := loadConfig(path)
 			if err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
@@ -134,15 +137,6 @@ func withConfig(use, short string, run func(*cobra.Command, Config) error) *cobr
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", "", "configuration file (YAML)")
-	if err := cmd.MarkFlagRequired("config"); err != nil {
-		panic("pdkeys: " + err.Error())
-	}
-	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if path == "" {
-			return fmt.Errorf("%w: --config is empty", errUsage)
-		}
-		return nil
-	}
 	return cmd
 }
 

@@ -35,6 +35,9 @@ func storeOptions(c Config, log *slog.Logger) badgerkv.Options {
 func openKEK(ctx context.Context, c Config, log *slog.Logger) (keyring.KEK, func() error, error) {
 	if c.KEK.Type == kekLocal {
 		k, err := localkek.Open(c.KEK.Local.Path)
+		if notExist(err) {
+			return nil, nil, fmt.Errorf("%w: there is no root key %s; create it with pdkeys init, or restore it: %w", errStore, c.KEK.Local.Path, err)
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", errKEK, err)
 		}

@@ -61,6 +61,25 @@ func (l *Log) Fork(size int64) *Log {
 func (l *Log) Append(entry []byte) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	index := l.add(entry)
+	l.sign()
+	return index
+}
+
+// AppendAll is Append for many entries under one checkpoint. It returns the index of the first.
+func (l *Log) AppendAll(entries [][]byte) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	first := int64(len(l.entries))
+	for _, entry := range entries {
+		l.add(entry)
+	}
+	l.sign()
+	return first
+}
+
+// add appends entry. The caller holds mu, and signs.
+func (l *Log) add(entry []byte) int64 {
 	index := int64(len(l.entries))
 	more, err := tlog.StoredHashes(index, entry, tlog.HashReaderFunc(l.read))
 	if err != nil {
@@ -68,7 +87,6 @@ func (l *Log) Append(entry []byte) int64 {
 	}
 	l.hashes = append(l.hashes, more...)
 	l.entries = append(l.entries, entry)
-	l.sign()
 	return index
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/localkek"
 	"github.com/prototypster/pdvault/keys/sidecar"
+	"github.com/prototypster/pdvault/vault/kv"
 	"github.com/prototypster/pdvault/vault/kv/memkv"
 )
 
@@ -164,6 +165,12 @@ type World struct {
 // New returns a world whose sidecar is not bound, and not served yet.
 func New(t testing.TB) *World {
 	t.Helper()
+	return NewOn(t, memkv.New())
+}
+
+// NewOn is New with a key store of the caller's, which is closed with the world.
+func NewOn(t testing.TB, store kv.Store) *World {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "pdk") // short: the path of a socket is bounded
 	if err != nil {
 		t.Fatal(err)
@@ -177,7 +184,6 @@ func New(t testing.TB) *World {
 	if err != nil {
 		t.Fatalf("opening root key: %v", err)
 	}
-	store := memkv.New()
 	ring, err := keyring.Create(t.Context(), keyring.Config{Instance: Instance, KEK: kek, Store: store})
 	if err != nil {
 		t.Fatalf("creating keyring: %v", err)

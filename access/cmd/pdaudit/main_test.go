@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/prototypster/pdvault/access/ledger/verify"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"pdaudit": func() { os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) },
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: writeFixtures})
+}
+
+const origin = "pdvault.example.org/ledger"
+
+var epoch = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+
+// writeFixtures makes the files that the scripts work on:
+//
+//	log/         300 entries, cosigned: a policy, ada's consent, reads of hers and of bob's
+//	unlawful/    the same, with a read behind the withdrawal of its consent
+//	forged/      the same as log/ with entry 100 edited, all tiles fitting, signed by the ledger key
+//	old.checkpoint, newer.checkpoint   of log/ at 200, and of size 400
+//	2.tlog-proof, 2.json               a proof from log/ and its entry
+func writeFixtures(env *testscript.Env) error {
+	skey, vkey, err := note.GenerateKey(rand.Reader, origin)
+	if err != nil {
+		return err
+	}
+	signer, err := note.NewSigner(skey)
+	if err != nil {
+		return err
+	}
+	seed, wkey, err := verify.GenerateCosignerKey(rand.Reader, "witness.example.org/w1")
+	if err != nil {
+		return err
+	}
+	cosigner, err := verify.NewCosigner("witness.example.org/w1", seed)
+	if err != nil {
+		return err
+	}
+	_, otherKey, err := note.GenerateKey(rand.Reader, origin)
+	if err != nil {
+		return err
+	}
+	_, otherWitness, err := verify.GenerateCosignerKey(rand.Reader, "witness.example.org/w2")
+	if err != nil {
+		return err
+	}
+	f := fixtures{dir: env.WorkDir, signer: signer, cosigner: cosigner}
+	log := newLog(tell(300, false))
+	err = f.export("log", log)
+	if err == nil {
+		err = f.export("unlawful", newLog(tell(300, true)))
+	}
+	if err == nil {
+		forged := tell(300, false)
+		forged[100].Purpose = "order-fulfilment"
+		err = f.export("forged", newLog(forged))
+	}
+	if err == nil {
+		err = f.write("old.checkpoint", f.sign(log.checkpoint(200)))
+	}
+	if err == nil {
+		err = f.write("newer.checkpoint", f.sign(newLog(tell(400, false)).checkpoint(400)))
+	}
+	if err == nil {
+		err = f.write("2.json", append(log.entries[2], '\n'))
+	}
+	if err == nil {
+		hashes, proveErr := tlog.ProveRecord(300, 2, log)
+		if proveErr != nil {
+			return proveErr
+		}
+		err = f.write("2.tlog-proof", verify.Proof{Index: 2, Hashes: hashes, Checkpoint: f.sign(log.checkpoint(300))}.Marshal())
+	}
+	if err == nil {
+		err = f.write("ledger.key", []byte(vkey+"\n"))
+	}
+	env.Setenv("LEDGER", vkey)
+	env.Setenv("WITNESS", wkey)
+	env.Setenv("OTHER", otherKey)
+	env.Setenv("OTHERWITNESS", otherWitness)
+	env.Setenv("ADA", ref("ada"))
+	env.Setenv("EVE", ref("eve"))
+	return err
+}
+
+func ref(who string) string {
+	sum := sha256.Sum256([]byte(who))
+	return verify.FormatRef(sum[:])
+}
+
+const bundle = `{"version":1}`
+
+// tell returns n entries whose grounds hold, or all but one.
+func tell(n int, unlawful bool) []verify.Entry {
+	sum := sha256.Sum256([]byte(bundle))
+	consent := verify.ConsentChange{
+		ID: "c1", Purpose: "newsletter", Policy: 1, State: "ConsentGiven",
+		Fields: []string{"email"}, Recipients: []string{"mailer"},
+	}
+	read := verify.Entry{
+		Kind: verify.KindAccess, SubjectRef: ref("ada"), Collection: "profile", Fields: []string{"email"},
+		Mode: verify.ModeReveal, Purpose: "newsletter", Ground: verify.GroundConsent, Policy: 1, Decision: verify.Allow,
+		Evidence: &verify.Evidence{Type: verify.EvidenceConsent, ID: "c1", Entry: 1}, Sidecar: "s1",
+		Caller: &verify.Caller{ID: "mailer", Kind: "service", Role: "service", Authn: "token"},
+	}
+	own := read
+	own.SubjectRef, own.Purpose, own.Ground = ref("bob"), "support", verify.GroundService
+	own.Evidence = &verify.Evidence{Type: verify.EvidencePurpose, ID: "support"}
+	entries := []verify.Entry{
+		{Kind: verify.KindPolicyPublished, Bundle: &verify.BundleChange{Version: 1, SHA256: hex.EncodeToString(sum[:]), TextSHA256: "00"}},
+		{Kind: verify.KindConsentGiven, SubjectRef: ref("ada"), Consent: &consent},
+		read,
+	}
+	for len(entries) < n {
+		entries = append(entries, own)
+	}
+	if unlawful {
+		gone := consent
+		gone.State = "ConsentWithdrawn"
+		entries[270] = verify.Entry{Kind: verify.KindConsentWithdrawn, SubjectRef: ref("ada"), Consent: &gone}
+		entries[280] = read
+	}
+	for i := range entries {
+		entries[i].ID = fmt.Sprintf("id-%d", i)
+		entries[i].Time = verify.FormatTime(epoch.Add(time.Duration(i) * time.Second))
+	}
+	return entries
+}
+
+// refLog is a log kept by the tlog package alone.
+type refLog struct {
+	entries [][]byte
+	hashes  []tlog.Hash
+}
+
+func newLog(entries []verify.Entry) *refLog {
+	l := &refLog{}
+	for i, e := range entries {
+		b, err := verify.Encode(e)
+		if err != nil {
+			panic(err)
+		}
+		hs, err := tlog.StoredHashes(int64(i), b, l)
+		if err != nil {
+			panic(err)
+		}
+		l.entries, l.hashes = append(l.entries, b), append(l.hashes, hs...)
+	}
+	return l
+}
+
+func (l *refLog) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	out := make([]tlog.Hash, len(indexes))
+	for i, x := range indexes {
+		out[i] = l.hashes[x]
+	}
+	return out, nil
+}
+
+func (l *refLog) checkpoint(size int64) verify.Checkpoint {
+	root, err := tlog.TreeHash(size, l)
+	if err != nil {
+		panic(err)
+	}
+	return verify.Checkpoint{Origin: origin, Size: size, Root: root}
+}
+
+type fixtures struct {
+	dir      string
+	signer   note.Signer
+	cosigner *verify.Cosigner
+}
+
+func (f fixtures) sign(cp verify.Checkpoint) []byte {
+	signed, err := note.Sign(&note.Note{Text: string(cp.Format())}, f.signer, f.cosigner.At(epoch))
+	if err != nil {
+		panic(err)
+	}
+	return signed
+}
+
+func (f fixtures) write(name string, data []byte) error {
+	path := filepath.Join(f.dir, filepath.FromSlash(name))
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o644)
+}
+
+func (f fixtures) export(name string, l *refLog) error {
+	size := int64(len(l.entries))
+	if err := f.write(name+"/"+verify.CheckpointPath, f.sign(l.checkpoint(size))); err != nil {
+		return err
+	}
+	if err := f.write(name+"/"+verify.BundlePath(1), []byte(bundle)); err != nil {
+		return err
+	}
+	for tile := range verify.TilesOf(size) {
+		var data []byte
+		for i := range tile.Width {
+			n := tile.N*verify.TileWidth + int64(i)
+			if tile.Level != verify.EntriesLevel {
+				h := l.hashes[tlog.StoredHashIndex(tile.Level*verify.TileHeight, n)]
+				data = append(data, h[:]...)
+				continue
+			}
+			var err error
+			if data, err = verify.AppendBundle(data, l.entries[n]); err != nil {
+				return err
+			}
+		}
+		if err := f.write(name+"/"+tile.Path(), data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestExitCodes: a failed verification and a wrong call can be told apart without reading the output.
+func TestExitCodes(t *testing.T) {
+	env := &testscript.Env{WorkDir: t.TempDir()}
+	if err := writeFixtures(env); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(env.WorkDir)
+	for _, c := range []struct {
+		want int
+		args []string
+	}{
+		{exitOK, []string{"verify", "ledger", "log", "--ledger-key", "ledger.key"}},
+		{exitOK, []string{"version"}},
+		{exitOK, []string{"verify", "--help"}},
+		{exitFailed, []string{"verify", "ledger", "unlawful", "--ledger-key", "ledger.key"}},
+		{exitFailed, []string{"verify", "proof", "2.json", "--entry", "2.json", "--ledger-key", "ledger.key"}},
+		{exitFailed, []string{"verify", "subject", ref("ada"), "unlawful", "--ledger-key", "ledger.key", "--json"}},
+		{exitUsage, []string{"verify", "ledger", "log"}},
+		{exitUsage, []string{"verify", "ledger", "nowhere", "--ledger-key", "ledger.key"}},
+		{exitUsage, []string{"verify", "ledger", "log", "--ledger-key", "ledger.key", "--no-such-flag"}},
+		{exitUsage, []string{"nothing"}},
+		{exitUsage, nil},
+	} {
+		if got := run(t.Context(), c.args, io.Discard, io.Discard); got != c.want {
+			t.Errorf("%v: exit code %d, want %d", c.args, got, c.want)
+		}
+	}
+}

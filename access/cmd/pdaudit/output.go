@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prototypster/pdvault/access/ledger/verify"
+)
+
+// writeJSON prints v as indented JSON.
+func writeJSON(w io.Writer, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the output: %w", err)
+	}
+	_, err = fmt.Fprintf(w, "%s\n", b)
+	return err
+}
+
+// checkpointJSON is a checkpoint in the machine-readable output.
+type checkpointJSON struct {
+	Origin string `json:"origin"`
+	Size   int64  `json:"size"`
+	Root   string `json:"root"`
+}
+
+func newCheckpointJSON(cp verify.Checkpoint) checkpointJSON {
+	return checkpointJSON{cp.Origin, cp.Size, cp.Root.String()}
+}
+
+func printCheckpoint(w io.Writer, cp verify.Checkpoint, cosigs []verify.Cosignature) {
+	fmt.Fprintf(w, "ledger      %s\nsize        %d\nroot        %s\n", cp.Origin, cp.Size, cp.Root)
+	for _, c := range cosigs {
+		fmt.Fprintf(w, "witnessed   %s at %s\n", c.Name, c.Time.Format(time.RFC3339))
+	}
+}
+
+// entryLine says in one line what an entry is about.
+func entryLine(index int64, e verify.Entry) string {
+	parts := []string{fmt.Sprintf("%d", index), e.Time, e.Kind}
+	add := func(name, value string) {
+		if value != "" {
+			parts = append(parts, name+"="+quoteIfOdd(value))
+		}
+	}
+	add("decision", e.Decision)
+	add("reason", e.Reason)
+	if e.Caller != nil {
+		add("caller", e.Caller.ID)
+	}
+	if e.Recipient != nil {
+		add("recipient", e.Recipient.ID)
+	}
+	add("collection", e.Collection)
+	add("fields", strings.Join(e.Fields, ","))
+	add("mode", e.Mode)
+	add("purpose", e.Purpose)
+	add("ground", e.Ground)
+	if e.Evidence != nil {
+		add("evidence", fmt.Sprintf("%s:%s@%d", e.Evidence.Type, e.Evidence.ID, e.Evidence.Entry))
+	}
+	if e.Of != nil {
+		add("of", fmt.Sprint(*e.Of))
+	}
+	for _, r := range e.Records {
+		add("record", fmt.Sprintf("%s@%d", r.Collection, r.Version))
+	}
+	if e.Consent != nil {
+		add("consent", e.Consent.ID)
+	}
+	if e.Bundle != nil {
+		add("policy", fmt.Sprint(e.Bundle.Version))
+	}
+	return strings.Join(parts, " ")
+}
+
+// quoteIfOdd keeps what an entry says from looking like something that this program says: an entry comes
+// from whom the auditor does not trust.
+func quoteIfOdd(s string) string {
+	if q := fmt.Sprintf("%q", s); q[1:len(q)-1] != s || strings.ContainsAny(s, " =") {
+		return q
+	}
+	return s
+}
+
+func printReport(w io.Writer, r *verify.Report) {
+	printCheckpoint(w, r.Checkpoint, r.Cosignatures)
+	if r.Earlier != nil {
+		fmt.Fprintf(w, "extends     the earlier checkpoint of size %d\n", r.Earlier.Size)
+	}
+	fmt.Fprintf(w, "entries     %d", r.Entries)
+	if r.Entries > 0 {
+		fmt.Fprintf(w, ", %s to %s", r.First, r.Last)
+	}
+	fmt.Fprintln(w)
+	for _, kind := range slices.Sorted(maps.Keys(r.Kinds)) {
+		fmt.Fprintf(w, "  %-20s %d\n", quoteIfOdd(kind), r.Kinds[kind])
+	}
+	a := r.Access
+	fmt.Fprintf(w, "reads       %d allowed, %d denied, %d failed after they were recorded\n", a.Allowed, a.Denied, a.Failed)
+	for _, ground := range slices.Sorted(maps.Keys(a.Grounds)) {
+		fmt.Fprintf(w, "  %-20s %d\n", quoteIfOdd(ground), a.Grounds[ground])
+	}
+	fmt.Fprintf(w, "grounds     %d rechecked in full, %d but for the policy's own rules\n", a.Rechecked, a.Partly)
+	fmt.Fprintf(w, "policies    %d bundles have the published hash\n", r.Policies)
+}
+
+func printProblems(w io.Writer, r *verify.Report) {
+	for _, p := range r.Problems {
+		where := "ledger"
+		if p.Index >= 0 {
+			where = fmt.Sprintf("entry %d", p.Index)
+		}
+		fmt.Fprintf(w, "PROBLEM     %s: %s: %s\n", where, p.Code, p.Detail)
+	}
+	if more := r.Found - int64(len(r.Problems)); more > 0 {
+		fmt.Fprintf(w, "PROBLEM     and %d more\n", more)
+	}
+}
+
+// indented returns an entry's JSON with line breaks, for people.
+func indented(entry []byte) string {
+	var b bytes.Buffer
+	if err := json.Indent(&b, entry, "", "  "); err != nil {
+		return string(entry)
+	}
+	return b.String()
+}
