@@ -30,7 +30,7 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 	d := b.decide(p, q.Request, request)
 	refusal := denial{
 		decision: d, collection: q.Collection, fields: request.Fields, purpose: q.Purpose, mode: verify.ModeLookup,
-		detail: detail{q.Reference, q.Justification, q.Client},
+		detail: newDetail(q.Request, q.Reference, q.Justification),
 	}
 	if !d.Allow {
 		return LookupResult{}, b.recordDenial(ctx, p, q.Request, refusal)
@@ -108,7 +108,7 @@ func (b *Broker) recordLookup(ctx context.Context, q LookupRequest, s seen, d po
 	entry.Policy, entry.Decision, entry.Rules = s.policy.Version, verify.Allow, d.Rules
 	var sealed []byte
 	if s.subject != nil {
-		salted, commit := detail{q.Reference, q.Justification, q.Client}.encode()
+		salted, commit := newDetail(q.Request, q.Reference, q.Justification).encode()
 		ref, sealedDetail, err := b.ref(ctx, s.subject.ID, salted)
 		if err != nil {
 			return 0, err

@@ -197,7 +197,7 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 	}
 	*q = resolved
 	d := b.decideRead(p, *q, state)
-	text := detail{q.Reference, q.Justification, q.Client}
+	text := newDetail(q.Request, q.Reference, q.Justification)
 	refusal := denial{
 		decision: d, subject: q.Subject, collection: q.Collection, fields: q.Fields, purpose: q.Purpose,
 		mode: q.Mode, detail: text,

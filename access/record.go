@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -35,6 +36,16 @@ type detail struct {
 	Reference     string `json:"reference,omitzero"`
 	Justification string `json:"justification,omitzero"`
 	Client        string `json:"client,omitzero"`
+}
+
+// newDetail returns the detail of a request. The address of a client on this very host says nothing about
+// who asked and is left out, which saves sealing it.
+func newDetail(r Request, reference, justification string) detail {
+	d := detail{Reference: reference, Justification: justification, Client: r.Client}
+	if address, err := netip.ParseAddr(r.Client); err == nil && address.IsLoopback() {
+		d.Client = ""
+	}
+	return d
 }
 
 // encode returns salt32 ‖ JSON and the commitment to it, or nothing when there is no detail.

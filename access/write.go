@@ -165,7 +165,7 @@ func (b *Broker) SetRestriction(ctx context.Context, r Request, subject uuid.UUI
 		if err != nil {
 			return Written{}, absent(err)
 		}
-		salted, commit := detail{Justification: reason, Client: r.Client}.encode()
+		salted, commit := newDetail(r, "", reason).encode()
 		ref, sealed, err := b.ref(ctx, subject, salted)
 		if err != nil {
 			return Written{}, err

@@ -49,7 +49,7 @@ func (l *Ledger) batchTime(last time.Time) time.Time {
 		l.cfg.Logger.Warn("ledger: the clock is behind the log; entries carry the last time", "behind", last.Sub(now))
 	}
 	l.clockBehind = behind
-	if false {
+	if behind {
 		return last
 	}
 	return now

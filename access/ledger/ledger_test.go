@@ -609,6 +609,32 @@ func TestOpenFindsDamage(t *testing.T) {
 			wantErr(t, err, kv.ErrIntegrity)
 		})
 	}
+	for _, size := range []int64{0, 1, 256, 512} { // where the edge tile is empty, too
+		s := memkv.New()
+		l := mustCreate(t, k.config(s))
+		appendN(t, l, int(size))
+		must(t, l.Close())
+		set := func(key, value []byte) {
+			must(t, s.Update(t.Context(), func(w kv.Writer) error {
+				if value == nil {
+					w.Delete(key)
+				} else {
+					w.Set(key, value)
+				}
+				return nil
+			}))
+			_, err := ledger.Open(t.Context(), k.config(s))
+			wantErr(t, err, kv.ErrIntegrity)
+		}
+		beyond := append([]byte("l/e/"), be64(size)...)
+		set(beyond, []byte("x"))
+		if size > 0 {
+			must(t, s.Update(t.Context(), func(w kv.Writer) error { w.Delete(beyond); return nil }))
+			last := append([]byte("l/e/"), be64(size-1)...)
+			set(last, []byte("x"))
+			set(last, nil)
+		}
+	}
 	s := memkv.New()
 	l := mustCreate(t, k.config(s))
 	appendN(t, l, 3)

@@ -3,7 +3,6 @@ package policy_test
 import (
 	"testing"
 
-	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/access/policy"
 )
 
@@ -48,5 +47,3 @@ func BenchmarkCovers(b *testing.B) {
 		}
 	}
 }
-
-var _ verify.Entry

@@ -85,7 +85,7 @@ func (c *Client) sendSeal(ctx context.Context, batch []sealCall) ([]coalesce.Out
 	mark := c.generation.Load()
 	resp, err := c.rpc.Seal(ctx, req)
 	if err != nil {
-		return nil, rpcError(nil, "sidecar", err)
+		return nil, sidecarError(err)
 	}
 	if err := c.checkGeneration(mark, resp.Generation); err != nil {
 		return nil, err
@@ -134,7 +134,7 @@ func (c *Client) sendPrepare(ctx context.Context, batch []prepareCall) ([]coales
 	mark := c.generation.Load()
 	resp, err := c.rpc.Prepare(ctx, req)
 	if err != nil {
-		return nil, rpcError(nil, "sidecar", err)
+		return nil, sidecarError(err)
 	}
 	if err := c.checkGeneration(mark, resp.Generation); err != nil {
 		return nil, err
@@ -171,7 +171,7 @@ func (c *Client) sendIndex(ctx context.Context, batch []*keyspb.IndexValue) ([]c
 	mark := c.generation.Load()
 	resp, err := c.rpc.Index(ctx, &keyspb.IndexRequest{Values: batch})
 	if err != nil {
-		return nil, rpcError(nil, "sidecar", err)
+		return nil, sidecarError(err)
 	}
 	if err := c.checkGeneration(mark, resp.Generation); err != nil {
 		return nil, err

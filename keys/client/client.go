@@ -126,7 +126,8 @@ type Client struct {
 	prover     atomic.Pointer[Prover]
 	generation atomic.Uint64 // highest seen; an answer below what was known when it was asked is refused
 
-	mu    sync.Mutex // guards sent and acked, and orders the proofs of batches
+	mu    sync.Mutex // guards chain, sent and acked, and orders the proofs of batches
+	chain int        // rises when the proofs on their way turn out not to join, see restart
 	sent  int64      // size of the last checkpoint sent: where the next consistency proof begins
 	acked int64      // size of the largest checkpoint that the sidecar is known to have witnessed
 

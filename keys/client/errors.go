@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"unicode/utf8"
 
@@ -12,23 +13,30 @@ import (
 	"github.com/prototypster/pdvault/keys/keyspb"
 )
 
-// rpcError turns the failure of a whole call into a sentinel: the one that the sidecar attached, the
-// caller's own context (ctx may be nil), and otherwise keys.ErrUnavailable.
+// rpcError is the error of a call that carries one caller's request: that caller's context if it ended, and
+// otherwise that of sidecarError.
 func rpcError(ctx context.Context, op string, err error) error {
+	refused := sidecarError(err)
+	if ctx.Err() != nil && errors.Is(refused, keys.ErrUnavailable) {
+		return fmt.Errorf("%s: %w", op, ctx.Err())
+	}
+	return fmt.Errorf("%s: %w", op, refused)
+}
+
+// sidecarError turns the failure of a whole call into a sentinel: the one that the sidecar attached, and
+// otherwise keys.ErrUnavailable.
+func sidecarError(err error) error {
 	st := status.Convert(err)
 	for _, d := range st.Details() {
 		if item, ok := d.(*keyspb.OpenedItem); ok && item.Code != keyspb.Code_OK {
-			return fmt.Errorf("%s: %w", op, refusal(item.Code, item.Why))
+			return refusal(item.Code, item.Why)
 		}
 	}
-	if ctx != nil && ctx.Err() != nil {
-		return fmt.Errorf("%s: %w", op, ctx.Err())
-	}
 	if st.Code() == codes.DeadlineExceeded {
-		return fmt.Errorf("%s: no answer in time: %w", op, keys.ErrUnavailable)
+		return fmt.Errorf("no answer in time: %w", keys.ErrUnavailable)
 	}
 	// The text of st is not taken over: it may come from the other side.
-	return fmt.Errorf("%s: %v: %w", op, st.Code(), keys.ErrUnavailable)
+	return fmt.Errorf("%v: %w", st.Code(), keys.ErrUnavailable)
 }
 
 // refusal is the error of a code, with the check that refused when the sidecar named one.

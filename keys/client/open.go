@@ -13,7 +13,7 @@ import (
 )
 
 // maxStale bounds how often a batch is proved anew because the sidecar had witnessed another size.
-const maxStale = 5
+const maxStale = 8
 
 func newOpenItem(index int64, entry []byte, subject uuid.UUID, collection string, version uint64, fields []OpenField) (*keyspb.OpenItem, error) {
 	if index < 0 || len(entry) == 0 || len(entry) > maxEntry || !isName(collection) || len(fields) == 0 || len(fields) > maxFields {
@@ -50,6 +50,7 @@ type step struct {
 	from  int64
 	proof [][]byte
 	acked int64 // the sidecar's memory must not be shorter than this
+	chain int   // of steps that begin where the one before ends
 }
 
 // advance takes the newest checkpoint of p and proves it from the one sent last. It supposes that what was
@@ -58,7 +59,7 @@ func (c *Client) advance(ctx context.Context, p Prover) (step, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	note, size := p.Checkpoint()
-	s := step{note: note, size: size, from: min(c.sent, size), acked: c.acked}
+	s := step{note: note, size: size, from: min(c.sent, size), acked: c.acked, chain: c.chain}
 	if s.from > 0 && s.from < size {
 		hashes, err := p.ProveConsistency(ctx, s.from, size)
 		if err != nil {
@@ -70,19 +71,23 @@ func (c *Client) advance(ctx context.Context, p Prover) (step, error) {
 	return s, nil
 }
 
-// resync makes the next proof begin at size.
-func (c *Client) resync(size int64) {
+// restart begins a new chain at size, after s did not fit. When another batch of the same chain has done so
+// already, its chain goes on: were each to begin one of its own, they would overtake each other for ever.
+func (c *Client) restart(s step, size int64) {
 	c.mu.Lock()
-	c.sent = size
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	if s.chain == c.chain {
+		c.chain++
+		c.sent = size
+	}
 }
 
-// lost makes the next proof begin at what the sidecar has certainly witnessed, after a step whose fate is
-// not known.
-func (c *Client) lost() {
+// lost begins a new chain at what the sidecar has certainly witnessed, after a step whose fate is not known.
+func (c *Client) lost(s step) {
 	c.mu.Lock()
-	c.sent = c.acked
+	acked := c.acked
 	c.mu.Unlock()
+	c.restart(s, acked)
 }
 
 // witnessed notes that the sidecar has s, and hands its cosignature to p.
@@ -112,7 +117,7 @@ func (c *Client) stale(p Prover, s step, theirs int64, attempt int) error {
 	if attempt >= maxStale {
 		return fmt.Errorf("sidecar's witnessed size keeps moving: %w", keys.ErrUnavailable)
 	}
-	c.resync(theirs)
+	c.restart(s, theirs)
 	return nil
 }
 
@@ -145,14 +150,14 @@ func (c *Client) sendOpen(ctx context.Context, batch []*keyspb.OpenItem) ([]coal
 			where = append(where, i)
 		}
 		if len(req.Items) == 0 {
-			c.lost()
+			c.lost(s)
 			return out, nil
 		}
 		mark := c.generation.Load()
 		resp, err := c.rpc.Open(ctx, req)
 		if err != nil {
-			c.lost()
-			return nil, rpcError(nil, "sidecar", err)
+			c.lost(s)
+			return nil, sidecarError(err)
 		}
 		if err := c.checkGeneration(mark, resp.Generation); err != nil {
 			return nil, err
@@ -167,7 +172,7 @@ func (c *Client) sendOpen(ctx context.Context, batch []*keyspb.OpenItem) ([]coal
 			return nil, malformed("sidecar")
 		}
 		if len(resp.Cosignature) == 0 {
-			c.lost() // the checkpoint itself was refused, or could not be kept; the items say why
+			c.lost(s) // the checkpoint itself was refused, or could not be kept; the items say why
 		} else {
 			c.witnessed(p, s, resp.Cosignature)
 		}
@@ -214,7 +219,7 @@ func (c *Client) Witness(ctx context.Context) ([]byte, error) {
 		}
 		resp, err := c.rpc.Witness(limited, &keyspb.WitnessRequest{Checkpoint: s.note, From: s.from, Consistency: s.proof})
 		if err != nil {
-			c.lost()
+			c.lost(s)
 			return nil, rpcError(ctx, op, err)
 		}
 		if resp.Stale {

@@ -130,12 +130,24 @@ func Open(ctx context.Context, cfg Config) (*KEK, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, transport, err := newClient(cfg)
+	if err := clearEnvironment(); err != nil {
+		return nil, err
+	}
+	transport, err := newTransport(cfg)
+	if err != nil {
+		return nil, err
+	}
+	limiter := rate.NewLimiter(maxRequests, maxBurst)
+	client, err := newClient(cfg, transport, limiter)
+	if err != nil {
+		return nil, err
+	}
+	bare, err := newClient(cfg, transport, limiter)
 	if err != nil {
 		return nil, err
 	}
 	k := &KEK{cfg: cfg, client: client, transport: transport, slots: make(chan struct{}, maxAtOnce)}
-	k.session = newSession(cfg, client)
+	k.session = newSession(cfg, client, bare)
 	k.breaker = newBreaker(cfg.Logger, k.probe)
 	if _, err := k.session.token(ctx, 0); err != nil {
 		_ = k.Close()
@@ -161,27 +173,31 @@ func (k *KEK) Name() string { return Name }
 // TokenValid is how long the token of the session is valid still, as far as is known; 0 without one.
 func (k *KEK) TokenValid() time.Duration { return k.session.valid() }
 
-// newClient makes HashiCorp's client with nothing left to its defaults or to the environment.
-func newClient(cfg Config) (*hcapi.Client, *http.Transport, error) {
+// clearEnvironment removes what HashiCorp's client would read.
+func clearEnvironment() error {
 	for _, kv := range os.Environ() {
 		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "VAULT_") {
 			if err := os.Unsetenv(name); err != nil {
-				return nil, nil, fmt.Errorf("hcvault: clearing %s: %w", name, err)
+				return fmt.Errorf("hcvault: clearing %s: %w", name, err)
 			}
 		}
 	}
+	return nil
+}
+
+func newTransport(cfg Config) (*http.Transport, error) {
 	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cfg.ServerName}
 	if cfg.CAFile != "" {
 		pem, err := os.ReadFile(cfg.CAFile)
 		if err != nil {
-			return nil, nil, fmt.Errorf("hcvault: reading CA file: %w", err)
+			return nil, fmt.Errorf("hcvault: reading CA file: %w", err)
 		}
 		tlsConfig.RootCAs = x509.NewCertPool()
 		if !tlsConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, nil, fmt.Errorf("hcvault: CA file holds no certificate: %w", keys.ErrInvalid)
+			return nil, fmt.Errorf("hcvault: CA file holds no certificate: %w", keys.ErrInvalid)
 		}
 	}
-	transport := &http.Transport{
+	return &http.Transport{
 		Proxy:                 nil, // none from the environment
 		DialContext:           (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
 		TLSClientConfig:       tlsConfig, // set, so HTTP/1.1: a hanging connection holds up one request and not all
@@ -190,7 +206,12 @@ func newClient(cfg Config) (*hcapi.Client, *http.Transport, error) {
 		IdleConnTimeout:       60 * time.Second,
 		MaxIdleConnsPerHost:   maxAtOnce,
 		MaxConnsPerHost:       2 * maxAtOnce,
-	}
+	}, nil
+}
+
+// newClient makes HashiCorp's client with nothing left to its defaults or to the environment. It is also
+// used for a second client, since theirs forgets DisableRedirects when it is cloned.
+func newClient(cfg Config, transport *http.Transport, limiter *rate.Limiter) (*hcapi.Client, error) {
 	client, err := hcapi.NewClient(&hcapi.Config{
 		Address: cfg.Address,
 		// The timeout of the HTTP client bounds each try up to the end of the answer, also where the API
@@ -207,16 +228,16 @@ func newClient(cfg Config) (*hcapi.Client, *http.Transport, error) {
 		Backoff:          retryablehttp.LinearJitterBackoff,
 		CheckRetry:       checkRetry,
 		DisableRedirects: true,
-		Limiter:          rate.NewLimiter(maxRequests, maxBurst),
+		Limiter:          limiter,
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("hcvault: making the client: %w", err)
+		return nil, fmt.Errorf("hcvault: making the client: %w", err)
 	}
 	client.SetToken("")
 	if cfg.Namespace != "" {
 		client.SetNamespace(cfg.Namespace)
 	}
-	return client, transport, nil
+	return client, nil
 }
 
 // checkRetry says which failures are tried once more: those that happened before HashiCorp Vault worked on

@@ -660,3 +660,7 @@ func TestNoLeaks(t *testing.T) {
 	}
 	goleak.VerifyNone(t, ignore)
 }
+
+func keyringItem(context, data string) keyring.KEKItem {
+	return keyring.KEKItem{Context: []byte(context), Data: []byte(data)}
+}

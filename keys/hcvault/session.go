@@ -28,7 +28,8 @@ const (
 // was an outage: then it tries again within a second, so that an end of the outage is not missed.
 type session struct {
 	cfg    Config
-	client *hcapi.Client
+	client *hcapi.Client // carries the token; everybody's
+	bare   *hcapi.Client // for logins, so that a dead token is not sent along; owned by run
 	wake   chan struct{} // a caller needs a token; capacity 1
 
 	ctx    context.Context
@@ -52,8 +53,8 @@ type sessionState struct {
 	changed chan struct{} // closed when the state changes
 }
 
-func newSession(cfg Config, client *hcapi.Client) *session {
-	s := &session{cfg: cfg, client: client, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+func newSession(cfg Config, client, bare *hcapi.Client) *session {
+	s := &session{cfg: cfg, client: client, bare: bare, wake: make(chan struct{}, 1), ended: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.state.changed = make(chan struct{})
 	go s.run()
@@ -221,12 +222,8 @@ func (s *session) login() (*hcapi.Secret, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A client without a token, so that a dead one is not sent along.
-	client, err := s.bare()
-	if err != nil {
-		return nil, err
-	}
-	secret, err := client.Logical().WriteWithContext(ctx, "auth/"+s.cfg.AppRoleMount+"/login",
+	s.bare.SetToken("")
+	secret, err := s.bare.Logical().WriteWithContext(ctx, "auth/"+s.cfg.AppRoleMount+"/login",
 		map[string]any{"role_id": s.cfg.RoleID, "secret_id": secretID})
 	if err != nil {
 		var answer *hcapi.ResponseError
@@ -239,16 +236,6 @@ func (s *session) login() (*hcapi.Secret, error) {
 		return nil, fmt.Errorf("login gave no token: %w", keys.ErrUnavailable)
 	}
 	return secret, nil
-}
-
-// bare returns a client like the session's, without a token.
-func (s *session) bare() (*hcapi.Client, error) {
-	client, err := s.client.CloneWithHeaders()
-	if err != nil {
-		return nil, fmt.Errorf("hcvault: making a client: %w", err)
-	}
-	client.SetToken("")
-	return client, nil
 }
 
 // readSecretID reads the secret id, which may be new since the last login. A wrapping token is used once;
@@ -272,12 +259,8 @@ func (s *session) readSecretID(ctx context.Context) (string, error) {
 	if text == s.wrappingToken {
 		return s.secretID, nil
 	}
-	client, err := s.bare()
-	if err != nil {
-		return "", err
-	}
-	client.SetToken(text)
-	secret, err := client.Logical().WriteWithContext(ctx, "sys/wrapping/unwrap", nil)
+	s.bare.SetToken(text)
+	secret, err := s.bare.Logical().WriteWithContext(ctx, "sys/wrapping/unwrap", nil)
 	if err != nil {
 		var answer *hcapi.ResponseError
 		if errors.As(err, &answer) && answer.StatusCode < 500 {

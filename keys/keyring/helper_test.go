@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/localkek"
 	"github.com/prototypster/pdvault/vault/kv"
@@ -303,17 +302,4 @@ func (c *clock) add(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(d)
-}
-
-// known are the sentinels of package keys that an outcome may carry.
-var known = []error{keys.ErrUnavailable, keys.ErrNoKey, keys.ErrKeyExists, keys.ErrDestroyed, keys.ErrTampered, keys.ErrKEKMissing,
-	keys.ErrKEKRetired, keys.ErrInvalid, keys.ErrProofRefused}
-
-func isKnown(err error) bool {
-	for _, k := range known {
-		if errors.Is(err, k) {
-			return true
-		}
-	}
-	return false
 }

@@ -7,15 +7,17 @@ import "context"
 // Implementations run the suite test/conformance.KEK. All methods may be called from any goroutine and
 // return soon after ctx ends.
 type KEK interface {
-	// Name is the kind of the KEK, "hcvault" or "localkek". It is stored with every wrapped bundle.
+	// Name is the kind of the KEK, "hcvault" or "localkek": 1 to 255 bytes that never change, since they
+	// are stored with every wrapped bundle.
 	Name() string
 	// Wrap encrypts each item under its context. Results are in the order of items; an item that fails
 	// has its own error and does not harm the others. The error is for the call as a whole; then nothing
-	// is known about any item. Both are of the sentinels of package keys. Data and Context are not kept.
+	// is known about any item. Both are of the sentinels of package keys; empty Data and an empty Context
+	// fail with keys.ErrInvalid. Context and Data are not kept and not changed.
 	Wrap(ctx context.Context, items []KEKItem) ([]KEKResult, error)
 	// Unwrap is the inverse of Wrap. An item fails with keys.ErrTampered when its data was changed or was
 	// wrapped under another context, keys.ErrKEKRetired when its version of the key is no longer allowed,
-	// keys.ErrKEKMissing when the key does not exist. The caller owns the results and wipes them.
+	// keys.ErrKEKMissing when the key, or that version of it, does not exist. The caller owns the results and wipes them.
 	Unwrap(ctx context.Context, items []KEKItem) ([]KEKResult, error)
 	// Ready does a real wrap and unwrap, and reports why it cannot.
 	Ready(ctx context.Context) error

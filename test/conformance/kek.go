@@ -84,9 +84,9 @@ type kekCase struct {
 }
 
 var kekCases = []kekCase{
-	{"Name is not empty and never changes", func(t *testing.T, k *testedKEK) {
-		if k.Name() == "" || k.Name() != k.Name() {
-			t.Errorf("name is %q", k.Name())
+	{"Name has 1 to 255 bytes and never changes", func(t *testing.T, k *testedKEK) {
+		if before := k.Name(); before == "" || len(before) > 255 || k.Name() != before {
+			t.Errorf("name is %q, then %q", before, k.Name())
 		}
 	}},
 	{"Unwrap is the inverse of Wrap", func(t *testing.T, k *testedKEK) {

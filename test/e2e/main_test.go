@@ -272,3 +272,5 @@ func template(path string) string {
 	}
 	return strings.Join(parts, "/")
 }
+
+func stackCallers() []string { return stack.Callers }
