@@ -449,6 +449,32 @@ func TestRolledBackStore(t *testing.T) {
 	}
 }
 
+// TestForkedStore: another log under an open ledger, longer and signed by the right key, is not taken over.
+func TestForkedStore(t *testing.T) {
+	k := newKeys(t)
+	s, other := memkv.New(), memkv.New()
+	l := mustCreate(t, k.config(s))
+	appendN(t, l, 10)
+	fork := mustCreate(t, k.config(other))
+	appendN(t, fork, 20)
+	must(t, s.Update(t.Context(), func(w kv.Writer) error {
+		for _, p := range scanAll(t, s, "l/") {
+			w.Delete(p.Key)
+		}
+		for _, p := range scanAll(t, other, "l/") {
+			w.Set(p.Key, p.Value)
+		}
+		return nil
+	}))
+	before := l.Checkpoint()
+	_, err := l.Append(t.Context(), entry(0), nil)
+	wantErr(t, err, ledger.ErrUnavailable)
+	wantErr(t, err, kv.ErrIntegrity)
+	if now := l.Checkpoint(); now.Checkpoint != before.Checkpoint {
+		t.Fatal("took over a fork")
+	}
+}
+
 func TestStorageFull(t *testing.T) {
 	k := newKeys(t)
 	s := &faultStore{Store: memkv.New()}

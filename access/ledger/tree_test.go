@@ -24,8 +24,11 @@ func TestProofsOfAllPairs(t *testing.T) {
 	k := newKeys(t)
 	s := memkv.New()
 	l := mustCreate(t, k.config(s))
-	const size = 600
-	appendN(t, l, size)
+	size := int64(600)
+	if raceEnabled {
+		size = 300
+	}
+	appendN(t, l, int(size))
 	tree := checkRows(t, s, k)
 	leaves := make([][]byte, size)
 	for i := range leaves {
@@ -33,7 +36,7 @@ func TestProofsOfAllPairs(t *testing.T) {
 		leaves[i], err = l.Entry(t.Context(), int64(i))
 		must(t, err)
 	}
-	for n := int64(1); n <= size; n++ {
+	for n := range size + 1 {
 		cp := verify.Checkpoint{Origin: origin, Size: n, Root: tree.root(t, n)}
 		for i := range n {
 			got, err := l.ProveInclusion(t.Context(), i, n)
@@ -79,7 +82,11 @@ func TestBoundarySizes(t *testing.T) {
 	s := memkv.New()
 	l := mustCreate(t, k.config(s))
 	tree := &reference{}
-	for _, size := range []int64{1, 2, 255, 256, 257, 511, 512, 513, 65535, 65536, 65537, 65792, 65793} {
+	sizes := []int64{1, 2, 255, 256, 257, 511, 512, 513, 65535, 65536, 65537, 65792, 65793}
+	if raceEnabled {
+		sizes = sizes[:8]
+	}
+	for _, size := range sizes {
 		for have := l.Checkpoint().Size; have < size; have = l.Checkpoint().Size {
 			appendN(t, l, int(min(size-have, 2048)))
 		}
@@ -259,7 +266,7 @@ func TestQuery(t *testing.T) {
 	cfg.Now = func() time.Time { return epoch.Add(time.Duration(tick.Add(1)) * 10 * time.Millisecond) }
 	cfg.MaxBatch = 3
 	l := mustCreate(t, cfg)
-	const size = 900
+	const size = 400
 	appendN(t, l, size)
 	all := make([]verify.Entry, size)
 	for i := range all {
@@ -283,7 +290,7 @@ func TestQuery(t *testing.T) {
 		if rapid.Bool().Draw(rt, "by kind") {
 			f.Kinds = rapid.SliceOfN(rapid.SampledFrom(kinds), 1, 2).Draw(rt, "kinds")
 		}
-		span := rapid.IntRange(0, 5000)
+		span := rapid.IntRange(0, 2500)
 		if rapid.Bool().Draw(rt, "from") {
 			f.From = epoch.Add(time.Duration(span.Draw(rt, "from ms")) * time.Millisecond)
 		}
@@ -338,6 +345,9 @@ func TestQuery(t *testing.T) {
 
 // TestQueryIsBounded: a call does not look at the whole log for something that is not there.
 func TestQueryIsBounded(t *testing.T) {
+	if raceEnabled {
+		t.Skip("there is nothing concurrent in it")
+	}
 	l := mustCreate(t, newKeys(t).config(memkv.New()))
 	appendN(t, l, 5000)
 	p, err := l.Query(t.Context(), ledger.Filter{Caller: "nobody"})

@@ -330,8 +330,11 @@ func (g *grant) context(a *agreement, col *collection, mode string, r Request) c
 	return ctx
 }
 
-// endOfTime closes the window of what has no end of its own.
-var endOfTime = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+// A consent that ends by withdrawal only has a window without end; its beginning is the entry that made it.
+var (
+	consentFrom   = time.Unix(0, 0)
+	openEndWindow = window(consentFrom, time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC))
+)
 
 // consentRecord writes a consent for Cedar. Recipients that are no callers of this bundle are left out.
 // A consent given on the registered terms, as most are, takes the sets made for them.
@@ -343,13 +346,13 @@ func (b *Bundle) consentRecord(p *purpose, c *Consent) cedar.Record {
 	if !slices.Equal(c.Recipients, p.terms.Recipients) {
 		recipients = b.callerSet(c.Recipients)
 	}
-	end := c.NotAfter
-	if end.IsZero() {
-		end = endOfTime
+	valid := openEndWindow
+	if !c.NotAfter.IsZero() {
+		valid = window(consentFrom, c.NotAfter)
 	}
 	return cedar.NewRecord(cedar.RecordMap{
 		"id": cedar.String(c.ID), "status": cedar.String(c.State), "purposes": p.idSet, "fields": fields,
-		"recipients": recipients, "window": window(time.Unix(0, 0), end), "separateDocument": cedar.Boolean(c.SeparateDocument),
+		"recipients": recipients, "window": valid, "separateDocument": cedar.Boolean(c.SeparateDocument),
 	})
 }
 

@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"strconv"
 
-	"github.com/go-json-experiment/json"
-
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/consent"
 	"github.com/prototypster/pdvault/access/ledger"
@@ -60,6 +58,7 @@ var table = [...]Mapping{
 	{schema.ErrPatch, 400, api.ProblemInvalidRequest, "Patch replaces or removes whole fields only", 0},
 	{schema.ErrField, 422, api.ProblemSchemaViolation, "Record does not satisfy its schema", 0},
 	{schema.ErrValue, 422, api.ProblemSchemaViolation, "Record does not satisfy its schema", 0},
+	{ledger.ErrQuery, 400, api.ProblemInvalidRequest, "The filter can select nothing", 0},
 	{schema.ErrNotIndexed, 400, api.ProblemInvalidRequest, "Field is not indexed", 0},
 	{policy.ErrBundle, 422, api.ProblemSchemaViolation, "Policy bundle is not valid", 0},
 	{schema.ErrSchema, 422, api.ProblemSchemaViolation, "Schema of a collection is not valid", 0},
@@ -188,10 +187,7 @@ func problemOf(ctx context.Context, err error) (api.Problem, Mapping) {
 // api.PadProblems, so that the length does not tell one from the other; space after a JSON value means
 // nothing.
 func encodeProblem(p *api.Problem) []byte {
-	b, err := json.Marshal(p)
-	if err != nil {
-		panic("server: problem cannot be encoded: " + err.Error()) // plain struct: a bug here, not input
-	}
+	b := encodeJSON(p)
 	if p.Status == http.StatusForbidden || p.Status == http.StatusNotFound {
 		for len(b)%api.PadProblems != 0 {
 			b = append(b, ' ')

@@ -85,12 +85,15 @@ func endpoint[B any](f func(*call, *B) (reply, error)) func(*call) (reply, error
 }
 
 // ok answers with v as JSON.
-func ok(status int, v any) (reply, error) {
+func ok(status int, v any) (reply, error) { return reply{status: status, body: encodeJSON(v)}, nil }
+
+// encodeJSON encodes a struct of package api.
+func encodeJSON(v any) []byte {
 	b, err := json.Marshal(v, json.Deterministic(true))
 	if err != nil {
-		panic("server: answer cannot be encoded: " + err.Error()) // structs of package api: a bug here
+		panic("server: answer cannot be encoded: " + err.Error()) // plain structs: a bug here, not input
 	}
-	return reply{status: status, body: b}, nil
+	return b
 }
 
 // handle is the one way a request takes: identify, authenticate, read the body, run, answer.

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/prototypster/pdvault/access"
@@ -53,6 +52,7 @@ func read(q *call) (reply, error) {
 	}
 	body, err := appendRecord(buffer(), &result)
 	if err != nil {
+		release(body)
 		return reply{}, err
 	}
 	return reply{
@@ -68,7 +68,7 @@ const keptBuffer = 64 << 10 // larger ones are left to the garbage collector
 func buffer() []byte { return (*buffers.Get().(*[]byte))[:0] }
 
 func release(b []byte) {
-	clear(b)
+	clear(b[:cap(b)])
 	if cap(b) <= keptBuffer {
 		b = b[:0]
 		buffers.Put(&b)
@@ -76,8 +76,9 @@ func release(b []byte) {
 }
 
 // appendRecord appends r as an api.Record. The values are JSON already; an empty one would be a value that
-// was lost, which must not look like an answer.
+// was lost, which must not look like an answer: then b comes back as it was, with an error.
 func appendRecord(b []byte, r *access.ReadResult) ([]byte, error) {
+	before := len(b)
 	b = append(b, `{"subject":"`...)
 	b = append(b, r.Subject.String()...)
 	b = append(b, `","collection":`...)
@@ -96,8 +97,7 @@ func appendRecord(b []byte, r *access.ReadResult) ([]byte, error) {
 		}
 		value := r.Fields[name]
 		if len(value) == 0 {
-			release(b)
-			return nil, access.ErrIntegrity
+			return b[:before], access.ErrIntegrity
 		}
 		b = appendString(b, name)
 		b = append(b, ':')
@@ -157,35 +157,30 @@ func readBatch(q *call, b *api.Reads) (reply, error) {
 		if i > 0 {
 			body = append(body, ',')
 		}
-		if body, err = q.appendResult(body, &results[i]); err != nil {
-			return reply{}, err
-		}
+		body = q.appendResult(body, &results[i])
 	}
 	return reply{status: http.StatusOK, body: append(body, "]}"...), wipe: true}, nil
 }
 
 // appendResult appends one result of a batch. A read that cannot be shown becomes a problem of its own.
-func (q *call) appendResult(b []byte, r *access.BatchResult) ([]byte, error) {
-	if r.Err == nil && r.Read != nil {
+func (q *call) appendResult(b []byte, r *access.BatchResult) []byte {
+	err := r.Err
+	switch {
+	case err != nil:
+	case r.Read == nil:
+		err = access.ErrIntegrity // neither read nor error
+	default:
 		before := len(b)
 		b = append(b, `{"read":`...)
-		shown, err := appendRecord(b, r.Read)
-		if err == nil {
-			return append(shown, '}'), nil
+		if b, err = appendRecord(b, r.Read); err == nil {
+			return append(b, '}')
 		}
-		b, r.Err = append(buffer(), b[:before]...), err
+		b = b[:before]
 	}
-	if r.Err == nil {
-		r.Err = access.ErrIntegrity // neither read nor error
-	}
-	p, _ := problemOf(q.ctx, r.Err)
-	encoded, err := json.Marshal(&p)
-	if err != nil {
-		return nil, err
-	}
+	p, _ := problemOf(q.ctx, err)
 	b = append(b, `{"problem":`...)
-	b = append(b, encoded...)
-	return append(b, '}'), nil
+	b = append(b, encodeJSON(&p)...)
+	return append(b, '}')
 }
 
 func lookup(q *call, b *api.Lookup) (reply, error) {

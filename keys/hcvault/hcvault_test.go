@@ -346,7 +346,7 @@ func TestHanging(t *testing.T) {
 			start := time.Now()
 			_, err := unwrapOne(k, 10*time.Second, item)
 			wantErr(t, err, keys.ErrUnavailable)
-			if took := time.Since(start); took > 9*time.Second {
+			if took := time.Since(start); took > 3*time.Second {
 				t.Errorf("a call took %v", took)
 			}
 		})
@@ -354,17 +354,17 @@ func TestHanging(t *testing.T) {
 	start := time.Now()
 	_, err := unwrapOne(k, 10*time.Second, item)
 	wantErr(t, err, keys.ErrUnavailable)
-	if took := time.Since(start); took > 2*time.Second+500*time.Millisecond {
+	if took := time.Since(start); took > 3*time.Second {
 		t.Errorf("a call took %v", took)
 	}
 	wg.Wait()
+	start = time.Now()
 	for range 100 {
-		start := time.Now()
 		_, err := unwrapOne(k, 10*time.Second, item)
 		wantErr(t, err, keys.ErrUnavailable)
-		if took := time.Since(start); took > 100*time.Millisecond {
-			t.Errorf("a call while it is known to hang took %v", took)
-		}
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("100 calls while it is known to hang took %v", took)
 	}
 	if after := runtime.NumGoroutine(); after > before+20 {
 		t.Errorf("%d goroutines, before %d", after, before)

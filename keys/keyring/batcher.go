@@ -14,10 +14,15 @@ const (
 	maxBatch    = 1_000  // items in one call to the KEK
 	maxInFlight = 4      // calls to the KEK at a time, per direction
 	maxQueued   = 50_000 // items waiting for a call; more are refused at once
+
+	// A call that takes longer than slowCall does not hold up the next any more.
+	slowCall = 20 * time.Millisecond
 )
 
-// batcher turns concurrent requests to the KEK into few calls: what was queued while the calls in flight
-// were on their way is the next batch. There is no timer, so an idle keyring calls at once.
+// batcher turns concurrent requests to the KEK into few calls: what was queued while the last call was on
+// its way is the next batch. A request costs HashiCorp Vault some hundred times what an item in it does, so
+// one call at a time is also the fastest, as long as it is answered: a further one starts when the last is
+// slow or the queue is a full batch. An idle keyring calls at once.
 //
 // Calls run apart from whoever waits: a waiter leaves when its context ends, and a hanging KEK holds at
 // most maxInFlight goroutines, each until timeout.
@@ -37,6 +42,8 @@ type batcher struct {
 	mu       sync.Mutex // guards the rest, and job.waiters
 	queue    []*job
 	inFlight int
+	started  time.Time       // of the newest call in flight
+	armed    bool            // dispatch will run when that call is slow
 	pending  map[jobKey]*job // queued or in flight, those with a key
 	closed   bool
 }
@@ -108,9 +115,18 @@ func (b *batcher) wait(ctx context.Context, jobs []*job) error {
 	return nil
 }
 
-// dispatchLocked starts calls while there is something to ask and room for a call.
+// dispatchLocked starts calls while there is something to ask and a reason not to wait.
 func (b *batcher) dispatchLocked() {
 	for b.inFlight < maxInFlight && len(b.queue) > 0 {
+		if b.inFlight > 0 && len(b.queue) < maxBatch {
+			if wait := slowCall - time.Since(b.started); wait > 0 {
+				if !b.armed {
+					b.armed = true
+					time.AfterFunc(wait, b.recheck)
+				}
+				return
+			}
+		}
 		n := min(len(b.queue), maxBatch)
 		batch := make([]*job, 0, n)
 		for _, j := range b.queue[:n] {
@@ -130,8 +146,18 @@ func (b *batcher) dispatchLocked() {
 			continue
 		}
 		b.inFlight++
+		b.started = time.Now()
 		b.wg.Add(1)
 		go b.run(batch)
+	}
+}
+
+func (b *batcher) recheck() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.armed = false
+	if !b.closed {
+		b.dispatchLocked()
 	}
 }
 

@@ -285,7 +285,7 @@ func TestConnectionOfAnotherUsersProcess(t *testing.T) {
 		cmd.Env = []string{connectTo + "=" + path}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 		cmd.Dir = "/"
-		out, err := cmd.CombinedOutput()
+		out, err := cmd.Output()
 		if err != nil || strings.TrimSpace(string(out)) != tt.want {
 			t.Errorf("allowed %v: %v, %q, want %s", tt.uids, err, out, tt.want)
 		}

@@ -348,7 +348,7 @@ func (f *field) annotate(key, v string) error {
 	switch key {
 	case "x-pd-category":
 		if !categoryKnown(v) {
-			return errors.New("not a known term of pd:")
+			return errors.New("not a known term of DPV pd")
 		}
 		f.Category = v
 	case "x-pd-index":

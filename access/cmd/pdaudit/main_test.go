@@ -116,7 +116,7 @@ func tell(n int, unlawful bool) []verify.Entry {
 	sum := sha256.Sum256([]byte(bundle))
 	consent := verify.ConsentChange{
 		ID: "c1", Purpose: "newsletter", Policy: 1, State: "ConsentGiven",
-		Fields: []string{"email"}, Recipients: []string{"mailer"},
+		Fields: []string{"email"}, Recipients: []string{"mailer"}, SeparateDocument: true,
 	}
 	read := verify.Entry{
 		Kind: verify.KindAccess, SubjectRef: ref("ada"), Collection: "profile", Fields: []string{"email"},

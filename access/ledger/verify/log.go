@@ -434,9 +434,8 @@ func treeHash(hashes []tlog.Hash) tlog.Hash {
 	return tlog.NodeHash(treeHash(hashes[:k]), treeHash(hashes[k:]))
 }
 
-// timeBefore reports whether a is before b; both in TimeLayout, an unreadable one is before all.
-func timeBefore(a, b string) bool {
-	ta, errA := time.Parse(time.RFC3339Nano, a)
-	tb, errB := time.Parse(time.RFC3339Nano, b)
-	return errA != nil || errB == nil && ta.Before(tb)
+// validTime reports whether s is in TimeLayout, and in its only form.
+func validTime(s string) bool {
+	t, err := time.Parse(TimeLayout, s)
+	return err == nil && FormatTime(t) == s
 }

@@ -109,6 +109,10 @@ func (r *replay) consent(index int64, e Entry) {
 		return
 	}
 	key := consentKey{e.SubjectRef, e.Consent.ID}
+	if end := e.Consent.NotAfter; end != "" && !validTime(end) {
+		r.problem(index, CodeMembers, "the end of the consent is not in the entry layout")
+		return
+	}
 	if e.Kind == KindConsentGiven {
 		r.consents[index] = consent{key, *e.Consent}
 	} else {
@@ -213,7 +217,8 @@ func (r *replay) byConsent(index int64, e Entry) {
 	if at, ok := r.withdrawn[c.key]; ok && at > e.Evidence.Entry {
 		r.problem(index, CodeWithdrawn, "by entry %d", at)
 	}
-	if end := c.change.NotAfter; end != "" && timeBefore(end, e.Time) {
+	// NotAfter is in the layout of all times in entries, which sorts as text; the end is exclusive.
+	if end := c.change.NotAfter; end != "" && e.Time >= end {
 		r.problem(index, CodeExpired, "at %s", end)
 	}
 }
@@ -230,24 +235,17 @@ func (c ConsentChange) covers(e Entry) error {
 		return errors.New("the access names no fields")
 	}
 	for _, f := range e.Fields {
-		if !slices.Contains(c.Fields, f) && !slices.Contains(c.Fields, e.Collection+"."+f) {
+		if !slices.Contains(c.Fields, f) {
 			return fmt.Errorf("it does not name the field %q", f)
 		}
 	}
-	if len(c.Recipients) == 0 {
-		// A consent that names nobody is for the operator alone.
-		if e.Recipient != nil && e.Recipient.Role == "third_party" {
-			return errors.New("it does not name the third party")
-		}
-		return nil
+	if e.Caller == nil || !slices.Contains(c.Recipients, e.Caller.ID) {
+		return errors.New("it does not name the recipient")
 	}
-	if e.Caller != nil && slices.Contains(c.Recipients, e.Caller.ID) {
-		return nil
+	if !c.SeparateDocument {
+		return errors.New("it was not given apart from other matters")
 	}
-	if e.Recipient != nil && slices.Contains(c.Recipients, e.Recipient.ID) {
-		return nil
-	}
-	return errors.New("it does not name the recipient")
+	return nil
 }
 
 // byService reports whether a part was left out because there are no policies to replay with.

@@ -406,10 +406,11 @@ func (im *importer) save() error {
 //
 // Stored as one JSON object, of mode 0600:
 //
-//	{"format":"pdvault/import/v1","seed":"6b51…","lines":1200,"created":1199,"rejected":1,"offset":482211,"out_bytes":…,"reject_bytes":…}
+//	{"format":"pdvault/import/v1","input":"6b51…","seed":"6b51…","lines":1200,"created":1199,"rejected":1,"offset":482211,"out_bytes":…,"reject_bytes":…}
 type state struct {
 	Format      string `json:"format"`
-	Seed        string `json:"seed"` // names the input; part of the keys that are made
+	Input       string `json:"input,omitzero"` // names the input; empty: standard input
+	Seed        string `json:"seed"`           // part of the keys that are made
 	summary     `json:",embed"`
 	Offset      int64 `json:"offset"` // bytes of the input that are done
 	OutBytes    int64 `json:"out_bytes"`
@@ -424,19 +425,14 @@ const stateFormat = "pdvault/import/v1"
 // openState reads the state file, or begins a new one. identity is empty for standard input, which is named
 // by a seed of its own.
 func openState(path, identity string, restart bool) (*state, error) {
-	fresh := &state{Format: stateFormat, Seed: identity, path: path}
-	if identity == "" {
+	fresh := &state{Format: stateFormat, Input: identity, Seed: identity, path: path}
+	if identity == "" || restart {
+		// Of a restart the same keys would only give the subjects of the import before.
 		seed := make([]byte, 32)
 		rand.Read(seed) // never fails
 		fresh.Seed = hex.EncodeToString(seed)
 	}
 	if path == "" || restart {
-		if restart {
-			// The same keys would only give the subjects of the import before.
-			seed := make([]byte, 32)
-			rand.Read(seed)
-			fresh.Seed = hex.EncodeToString(seed)
-		}
 		return fresh, nil
 	}
 	raw, err := os.ReadFile(path)
@@ -449,6 +445,9 @@ func openState(path, identity string, restart bool) (*state, error) {
 	var st state
 	if err := json.Unmarshal(raw, &st, json.RejectUnknownMembers(true)); err != nil || st.Format != stateFormat {
 		return nil, fmt.Errorf("%s is not the state of an import; --restart begins anew", path)
+	}
+	if st.Input != identity {
+		return nil, fmt.Errorf("%s is the state of another input; --restart begins anew", path)
 	}
 	st.path = path
 	return &st, nil

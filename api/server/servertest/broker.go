@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"maps"
@@ -122,6 +123,13 @@ func (b *Broker) MustCreate(collection, object string) uuid.UUID {
 		b.tb.Fatal(err)
 	}
 	return w.Subject
+}
+
+// Spoil makes the value of a field empty, which no stored value is.
+func (b *Broker) Spoil(id uuid.UUID, collection, field string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.subjects[id].records[collection].fields[field] = nil
 }
 
 // recordLocked appends an entry and returns its index. mu is held.
@@ -545,7 +553,8 @@ func (b *Broker) LogCheckpoint(ctx context.Context, r access.Request) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	return fmt.Appendf(nil, "localhost/ledger\n%d\nAAAA\n\n— localhost/ledger AAAA\n", len(b.entries)), nil
+	root := base64.StdEncoding.EncodeToString(make([]byte, 32))
+	return fmt.Appendf(nil, "localhost/ledger\n%d\n%s\n\n— localhost/ledger AAAA\n", len(b.entries), root), nil
 }
 
 // LogTile answers any path with the path itself: what is asked for is what a test wants to see.
@@ -625,4 +634,11 @@ func (b *Broker) LoginDenied(_ context.Context, r access.Request, reason string)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.denied = append(b.denied, reason)
+}
+
+// Subjects counts the subjects.
+func (b *Broker) Subjects() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.subjects)
 }

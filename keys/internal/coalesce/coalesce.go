@@ -3,6 +3,8 @@
 //
 // A batch holds back those behind it for [Config.Young] only. After that it is taken for a slow one, a cold
 // key perhaps, and the queue moves on beside it.
+//
+// The package must never send a call twice, nor look into what it carries.
 package coalesce
 
 import (

@@ -1,5 +1,7 @@
 // Package sidecartest runs a real sidecar in the test's own process: a real keyring over a root-key file
 // and a store in memory, behind a real socket, with a ledger that can be bent as an attacker would.
+//
+// It must never be imported by anything but tests.
 package sidecartest
 
 import (
