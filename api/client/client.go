@@ -110,7 +110,7 @@ func New(c Config) (*Client, error) {
 		case u.Scheme == "http" && !c.PlainHTTP && !isLoopback(u.Hostname()):
 			return nil, errors.New("client: plain HTTP to another host would show token and data to the network: use https, or PlainHTTP")
 		case u.Scheme != "http" && u.Scheme != "https":
-			return nil, errors.New("client: Server must begin with http://, https:// or unix:")
+			return nil, errors.New("client: Server must be an http, https or unix address")
 		}
 	}
 	return &Client{

@@ -37,6 +37,10 @@ type Daemon struct {
 	background background // jobs that end before what they use is closed
 }
 
+// sidecarTimeout bounds a call to the sidecar, so that a request that meets a hanging key service is answered
+// within 3 s.
+const sidecarTimeout = 2500 * time.Millisecond
+
 // storeKind is what the sentinel of the data store says that it is.
 const storeKind = "pdvault-data"
 
@@ -111,7 +115,7 @@ func Open(ctx context.Context, c Config, log *slog.Logger) (d *Daemon, err error
 	if d.broker, err = access.New(ctx, brokerConfig(d, v, status.Sidecar)); err != nil {
 		return nil, fmt.Errorf("starting the broker: %w", err)
 	}
-	d.background.start(d.keepGeneration, d.sweep)
+	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep)
 	return d, nil
 }
 
@@ -121,7 +125,7 @@ func (d *Daemon) dial(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config := client.Config{Socket: d.config.Sidecar.Socket, MinGeneration: generation, Observer: d.metrics}
+	config := client.Config{Socket: d.config.Sidecar.Socket, MinGeneration: generation, Observer: d.metrics, Timeout: sidecarTimeout}
 	if d.config.Sidecar.UID != nil {
 		uid := uint32(*d.config.Sidecar.UID)
 		config.ServerUID = &uid
@@ -153,6 +157,14 @@ func (d *Daemon) Close() error {
 	var errs []error
 	if d.ledger != nil {
 		errs = append(errs, d.ledger.Close())
+		if d.broker != nil {
+			// What was acknowledged last is witnessed too. A sidecar that is gone learns it at the next start.
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			if _, err := d.sidecar.Witness(ctx); err != nil {
+				d.log.Warn("the end of the ledger was not witnessed", "error", err)
+			}
+			cancel()
+		}
 	}
 	if d.sidecar != nil {
 		if d.store != nil {

@@ -150,6 +150,25 @@ func (d *Daemon) keepGeneration(ctx context.Context) {
 	})
 }
 
+// witnessEvery bounds how long an acknowledged entry may be unknown to the witness. Until it is known there,
+// its loss, by damage or by an older copy put back, would not be noticed.
+const witnessEvery = 20 * time.Millisecond
+
+// keepWitnessed has the witness follow the ledger when no read makes it do so.
+func (d *Daemon) keepWitnessed(ctx context.Context) {
+	failing := false
+	every(ctx, witnessEvery, func() {
+		if d.ledger.Cosigned().Size == d.ledger.Checkpoint().Size {
+			return
+		}
+		_, err := d.sidecar.Witness(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			d.log.Error("the ledger is not being witnessed", "error", err)
+		}
+		failing = err != nil
+	})
+}
+
 // sweep removes expired idempotency keys.
 func (d *Daemon) sweep(ctx context.Context) {
 	every(ctx, time.Hour, func() {

@@ -209,7 +209,8 @@ func do[Q, R any](ctx context.Context, c *Client, co *coalesce.Coalescer[Q, R], 
 		return r, fmt.Errorf("%s: %w", op, err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
 		errors.Is(err, coalesce.ErrFull), errors.Is(err, coalesce.ErrClosed):
-		return r, fmt.Errorf("%s: %w: %w", op, err, keys.ErrUnavailable)
+		// Our own deadline, not the caller's: to the caller it is a service that does not answer.
+		return r, fmt.Errorf("%s: %v: %w", op, err, keys.ErrUnavailable)
 	}
 	return r, fmt.Errorf("%s: %w", op, err)
 }

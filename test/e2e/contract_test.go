@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,6 +26,12 @@ var routes = []struct {
 	{regexp.MustCompile(`^/v1/policy/versions/[^/]+$`), "/v1/policy/versions/{version}"},
 }
 
+// documented reports whether the document has the operation.
+func documented(method, route string) bool {
+	d, err := contract.Load()
+	return err != nil || slices.Contains(d.Operations(), method+" "+route)
+}
+
 // checkContract holds an answer against the OpenAPI document.
 func checkContract(t *testing.T, method, path string, a stack.Answer) {
 	t.Helper()
@@ -36,6 +44,9 @@ func checkContract(t *testing.T, method, path string, a stack.Answer) {
 			path = r.route
 			break
 		}
+	}
+	if (a.Status == http.StatusNotFound || a.Status == http.StatusMethodNotAllowed) && !documented(method, path) {
+		return // no operation, so no contract
 	}
 	if err := contract.Check(method, path, a.Status, a.Header, a.Body); err != nil {
 		t.Errorf("%s %s %d does not keep to the contract: %v", method, path, a.Status, err)

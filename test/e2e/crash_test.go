@@ -173,7 +173,7 @@ func TestAnOlderCopyOfTheDataStoreIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := i.StartVault(t.Context()); err == nil {
-		t.Error("pdvault serves from an older copy")
+		t.Fatal("pdvault serves from an older copy")
 	}
 	if code := i.Vault.ExitCode(); code == 0 {
 		t.Error("the refusal looks like a success")

@@ -36,7 +36,7 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 		{"wrong content type", "POST", "/v1/subjects", `{"records":{}}`, 415, []string{"Content-Type", "text/plain"}},
 		{"put without a version", "PUT", record, person(1), 428, nil},
 		{"put with a stale version", "PUT", record, person(1), 412, []string{"If-Match", `"7"`}},
-		{"weak version", "PUT", record, person(1), 412, []string{"If-Match", `W/"1"`}},
+		{"weak version", "PUT", record, person(1), 400, []string{"If-Match", `W/"1"`}},
 		{"no version at all", "PUT", record, person(1), 400, []string{"If-Match", `one`}},
 		{"idempotency key without quotes", "POST", "/v1/subjects", `{"records":{"profile":{}}}`, 400, []string{"Idempotency-Key", "k"}},
 		{"no such route", "GET", "/v1/nothing", "", 404, nil},

@@ -96,7 +96,14 @@ func newCommand() *cobra.Command {
 			HiddenDefaultCmd: true,
 		},
 		Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		// Cobra asks this again later, but its error would not be one of usage.
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cmd.ValidateRequiredFlags(); err != nil {
+				return usage(err)
+			}
+			return nil
+		},
+		RunE: helpOnly,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "client", Title: "Client:"})
