@@ -1,4 +1,5 @@
-// Package contract checks answers against api/openapi.yaml. It is for tests only: no program imports it.
+// Package contract checks answers against api/openapi.yaml. It is for tests only: a program must never import
+// it.
 package contract
 
 import (

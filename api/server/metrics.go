@@ -13,22 +13,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/expfmt"
 
-	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/policy"
 )
 
-// Metrics counts what the server and the broker do. It is an access.Observer, so it is made first and handed
-// to both. Labels are names from the policy and codes, never values; each set of labels is bounded.
+// Metrics counts what the server answers; what the broker decides is counted where the broker is wired.
+// Labels are templates, codes and roles, never values; each set of labels is bounded.
 type Metrics struct {
 	requests *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
-	decided  *prometheus.CounterVec
-	failed   *prometheus.CounterVec
-	fields   prometheus.Counter
 	registry *prometheus.Registry
 }
-
-var _ access.Observer = (*Metrics)(nil)
 
 // NewMetrics registers the collectors on registry, which is also what /metrics shows.
 func NewMetrics(registry *prometheus.Registry) (*Metrics, error) {
@@ -41,34 +35,14 @@ func NewMetrics(registry *prometheus.Registry) (*Metrics, error) {
 			Name: "pdvault_http_request_duration_seconds", Help: "Time to answer, from the parsed head to the written body.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
 		}, []string{"method", "route"}),
-		decided: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pdvault_access_decisions_total", Help: "Decisions by action, ground, decision and reason.",
-		}, []string{"action", "ground", "decision", "reason"}),
-		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pdvault_access_failed_total", Help: "Allowed reads that were recorded and then not served.",
-		}, []string{"reason"}),
-		fields: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "pdvault_access_fields_served_total", Help: "Fields disclosed.",
-		}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.latency, m.decided, m.failed, m.fields} {
+	for _, c := range []prometheus.Collector{m.requests, m.latency} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("registering metrics: %w", err)
 		}
 	}
 	return m, nil
 }
-
-// Decided counts a decision of the broker.
-func (m *Metrics) Decided(action, ground, decision, reason string) {
-	m.decided.WithLabelValues(action, ground, decision, reason).Inc()
-}
-
-// Served counts disclosed fields.
-func (m *Metrics) Served(fields int) { m.fields.Add(float64(fields)) }
-
-// Failed counts a read that was recorded and then not served.
-func (m *Metrics) Failed(reason string) { m.failed.WithLabelValues(reason).Inc() }
 
 // routeMetrics are the metrics of one route, looked up once.
 type routeMetrics struct {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"testing"
@@ -19,7 +20,9 @@ func TestOutagesOfHashiCorpVaultAreRefusalsAndPass(t *testing.T) {
 	}{
 		{"sealed", hc.Seal, hc.Unseal},
 		{"hanging", func(context.Context) error { return hc.Stop() }, func(context.Context) error { return hc.Cont() }},
-		{"killed", func(context.Context) error { return hc.Kill() }, hc.Restart},
+		{"killed", func(context.Context) error { return hc.Kill() }, func(ctx context.Context) error {
+			return errors.Join(hc.Restart(ctx), hc.Unseal(ctx)) // it comes back sealed
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			subject := i.create(person(2 * n))

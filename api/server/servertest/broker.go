@@ -1,5 +1,6 @@
 // Package servertest has a strict fake of the broker, and a server on top of it, for tests of the HTTP side.
-// It checks nothing about access: what the real broker decides is tested with the real broker.
+// It checks nothing about access: what the real broker decides is tested with the real broker. No program may
+// import it, and it must never take silently what the real broker could not have been asked.
 package servertest
 
 import (
