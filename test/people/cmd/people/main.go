@@ -1,6 +1,8 @@
 // People writes a population of people who do not exist, one on each line, as bodies of POST /v1/subjects.
 //
 //	people -n 1000 -seed 1 > people.ndjson
+//
+// It must never write a person who exists: names, addresses and numbers are made up.
 package main
 
 import (
