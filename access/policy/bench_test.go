@@ -3,6 +3,7 @@ package policy_test
 import (
 	"testing"
 
+	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/access/policy"
 )
 
@@ -42,7 +43,7 @@ func BenchmarkCovers(b *testing.B) {
 	bundle := mustDefault(b)
 	e := entryOf(b, bundle, read("shop", "account", "email", "name"))
 	for b.Loop() {
-		if err := bundle.Covers(e, policyEntry); err != nil {
+		if err := bundle.Covers(e, verify.Given{Published: policyEntry}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -28,6 +28,8 @@ type Bundle struct {
 	callers     map[string]*caller
 	purposes    map[string]*purpose
 	engine      *engine
+
+	memo memo
 }
 
 // collection is what decisions need of a schema, in Cedar's types.

@@ -260,12 +260,19 @@ func TestParseIsStrict(t *testing.T) {
 
 func TestCovers(t *testing.T) {
 	b := mustDefault(t)
+	given := func(evidence string) verify.Given {
+		g := verify.Given{Published: policyEntry}
+		if evidence == "consent" {
+			g.Consent = consentChange()
+		}
+		return g
+	}
 	account := entryOf(t, b, read("shop", "account", "email", "name"))
 	delivery := entryOf(t, b, read("courier", "partner-delivery", "name"))
 	news := entryOf(t, b, consented(read("shop", "newsletter", "email")))
 	lookup := entryOf(t, b, with(read("shop", "support", "email"), action(policy.ActionLookup), mode(verify.ModeLookup)))
 	for name, e := range map[string]verify.Entry{"purpose": account, "agreement": delivery, "consent": news, "lookup": lookup} {
-		if err := b.Covers(e, policyEntry); err != nil {
+		if err := b.Covers(e, given(name)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -296,12 +303,89 @@ func TestCovers(t *testing.T) {
 	} {
 		e := entryOf(t, b, read("courier", "partner-delivery", "name"))
 		change(&e)
-		if err := b.Covers(e, policyEntry); !errors.Is(err, policy.ErrNotCovered) {
+		if err := b.Covers(e, given("agreement")); !errors.Is(err, policy.ErrNotCovered) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := b.Covers(delivery, policyEntry+1); !errors.Is(err, policy.ErrNotCovered) {
+	if err := b.Covers(delivery, verify.Given{Published: policyEntry + 1}); !errors.Is(err, policy.ErrNotCovered) {
 		t.Errorf("another bundle's entry: %v", err)
+	}
+}
+
+// consentChange is aConsent as the ledger has it.
+func consentChange() *verify.ConsentChange {
+	c := aConsent(read("shop", "newsletter"))
+	return &verify.ConsentChange{ID: c.ID, Purpose: c.Purpose, Policy: c.Policy, State: c.State, Fields: c.Fields,
+		Recipients: c.Recipients, NotAfter: verify.FormatTime(c.NotAfter), SeparateDocument: true}
+}
+
+func TestCoversAsksWithTheConsentThatWasGiven(t *testing.T) {
+	since := mustChange(t, func(d *policy.Document) {
+		for i := range d.Purposes {
+			if d.Purposes[i].ID == "newsletter" {
+				d.Purposes[i].ConsentSince = 3
+			}
+		}
+	})
+	e := entryOf(t, since, consented(read("shop", "newsletter", "email")))
+	for name, tt := range map[string]struct {
+		change func(*verify.ConsentChange)
+		ok     bool
+	}{
+		"as given":          {func(*verify.ConsentChange) {}, true},
+		"renewed":           {func(c *verify.ConsentChange) { c.State = policy.RenewedConsentGiven }, true},
+		"without an end":    {func(c *verify.ConsentChange) { c.NotAfter = "" }, true},
+		"over":              {func(c *verify.ConsentChange) { c.NotAfter = e.Time }, false},
+		"unreadable end":    {func(c *verify.ConsentChange) { c.NotAfter = "x" }, false},
+		"under an old text": {func(c *verify.ConsentChange) { c.Policy = 2 }, false},
+		"withdrawn":         {func(c *verify.ConsentChange) { c.State = "ConsentWithdrawn" }, false},
+		"other purpose":     {func(c *verify.ConsentChange) { c.Purpose = "special-offers" }, false},
+		"other field":       {func(c *verify.ConsentChange) { c.Fields = []string{"profile.name"} }, false},
+		"plain field":       {func(c *verify.ConsentChange) { c.Fields = []string{"email"} }, false},
+		"other recipient":   {func(c *verify.ConsentChange) { c.Recipients = []string{"courier"} }, false},
+		"with other papers": {func(c *verify.ConsentChange) { c.SeparateDocument = false }, false},
+		"other consent":     {func(c *verify.ConsentChange) { c.ID = "c-2" }, false},
+	} {
+		c := consentChange()
+		tt.change(c)
+		if err := since.Covers(e, verify.Given{Published: policyEntry, Consent: c}); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := since.Covers(e, verify.Given{Published: policyEntry}); !errors.Is(err, policy.ErrNotCovered) {
+		t.Errorf("no consent: %v", err)
+	}
+}
+
+// A rule may ask for a justification, of which an entry shows no more than that it may be in the detail, and
+// a lookup that found nobody not even that.
+func TestCoversWhenARuleAsksForAJustification(t *testing.T) {
+	b := mustChange(t, func(d *policy.Document) {
+		d.Cedar.Policies += `@id("justify") forbid (principal, action in [PD::Action::"read", PD::Action::"lookup"], resource is PD::Record) when { context.purpose == "support" } unless { context.justified };
+			@id("unjustified") permit (principal is PD::Caller, action == PD::Action::"read", resource is PD::Record) when { !context.justified && context.ground == "service" && context has registration && !principal.partner &&
+			context.registration.purpose == context.purpose && context.registration.callers.contains(principal) && context.registration.fields.containsAll(context.fields) };`
+	})
+	justified := func(r *policy.Request) { r.Justification = true }
+	found := with(read("shop", "support", "email"), action(policy.ActionLookup), mode(verify.ModeLookup), justified)
+	for name, tt := range map[string]struct {
+		request policy.Request
+		commit  string
+		subject string
+		ok      bool
+	}{
+		"a read, justified":                  {with(read("shop", "support", "email"), justified), "c", "s", true},
+		"a read without detail":              {with(read("shop", "support", "email"), justified), "", "s", false},
+		"a read with another detail":         {read("shop", "account", "email"), "c", "s", true},
+		"another read without detail":        {read("shop", "account", "email"), "", "s", true},
+		"a lookup, justified":                {found, "c", "s", true},
+		"a lookup that found nobody":         {found, "", "", true},
+		"a lookup of somebody, undocumented": {found, "", "s", false},
+	} {
+		e := entryOf(t, b, tt.request)
+		e.DetailCommit, e.SubjectRef = tt.commit, tt.subject
+		if err := b.Covers(e, verify.Given{Published: policyEntry}); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -216,6 +216,8 @@ func (b *Bundle) checkAgreements() error {
 		from, errFrom := time.Parse(time.RFC3339, a.EffectiveFrom)
 		to, errTo := time.Parse(time.RFC3339, a.EffectiveTo)
 		switch {
+		case from.Nanosecond() != 0 || to.Nanosecond() != 0:
+			return bad("times of an agreement are whole seconds", "agreements[%d]", i) // see memo.go
 		case !idPattern.MatchString(a.ID):
 			return bad("not an id", "agreements[%d].id", i)
 		case seen[a.ID]:

@@ -9,14 +9,14 @@ import (
 )
 
 // Covers reports whether the bundle would have permitted an access that the ledger records as allowed, with
-// nil, or an error that wraps ErrNotCovered and says what does not hold. policyEntry is the index of the
-// policy.published entry of this bundle.
+// nil, or an error that wraps ErrNotCovered and says what does not hold. g is what the ledger said before: the
+// index of the policy.published entry of this bundle, and the consent that is named as evidence.
 //
 // It decides again from the recorded caller, purpose, fields, mode and time, and demands the same ground,
 // recipient, evidence and rules. What a bundle cannot know is left to the verifier of the whole log: that the
-// consent named as evidence was live and covered the request, and that the subject was neither restricted
-// nor erased. For ground consent it is therefore assumed that the named consent covers everything asked.
-func (b *Bundle) Covers(e verify.Entry, policyEntry int64) error {
+// consent is the subject's and was not withdrawn or given anew, and that the subject was neither restricted
+// nor erased.
+func (b *Bundle) Covers(e verify.Entry, g verify.Given) error {
 	if e.Kind != verify.KindAccess || e.Decision != verify.Allow {
 		return fmt.Errorf("%w: not an allowed access", ErrNotCovered)
 	}
@@ -31,7 +31,26 @@ func (b *Bundle) Covers(e verify.Entry, policyEntry int64) error {
 	if !ok || c.Role != e.Caller.Role || c.Kind != e.Caller.Kind {
 		return fmt.Errorf("%w: caller is not registered so", ErrNotCovered)
 	}
-	d := b.Decide(b.replay(e, at, policyEntry))
+	r, err := replay(e, g)
+	if err != nil {
+		return err
+	}
+	r.Now = at
+	var first error
+	for _, justified := range justifications(e) {
+		r.Justification = justified
+		if err = differs(b.Decide(r), e); err == nil {
+			return nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// differs says how a decision is another than the one that an entry records.
+func differs(d Decision, e verify.Entry) error {
 	switch {
 	case !d.Allow:
 		return fmt.Errorf("%w: %s", ErrNotCovered, d.Reason)
@@ -47,23 +66,40 @@ func (b *Bundle) Covers(e verify.Entry, policyEntry int64) error {
 	return nil
 }
 
-// replay is the request that an entry records.
-func (b *Bundle) replay(e verify.Entry, at time.Time, policyEntry int64) Request {
+// justifications returns whether the rules may have been told that a justification was given, the likelier
+// first. An entry commits to a detail as a whole, of which the justification is one part. It commits to none
+// when a lookup found nobody: then there is no key to seal one under.
+func justifications(e verify.Entry) []bool {
+	switch {
+	case e.DetailCommit != "":
+		return []bool{true, false}
+	case e.Mode == verify.ModeLookup && e.SubjectRef == "":
+		return []bool{false, true}
+	}
+	return []bool{false}
+}
+
+// replay is the request that an entry records, but for its time and justification.
+func replay(e verify.Entry, g verify.Given) (Request, error) {
 	r := Request{
 		Action: actionOf(e.Mode), Caller: e.Caller.ID, Authn: e.Caller.Authn,
 		Collection: e.Collection, Fields: e.Fields, Purpose: e.Purpose, Mode: e.Mode,
-		Justification: e.DetailCommit != "",
-		Subject:       Subject{Exists: true}, PolicyVersion: e.Policy, PolicyEntry: policyEntry, Now: at,
+		Subject: Subject{Exists: true}, PolicyVersion: e.Policy, PolicyEntry: g.Published,
 	}
-	if e.Evidence.Type == verify.EvidenceConsent {
-		c := Consent{ID: e.Evidence.ID, Entry: e.Evidence.Entry, Purpose: e.Purpose, Policy: e.Policy,
-			State: ConsentGiven, Recipients: []string{e.Caller.ID}, SeparateDocument: true}
-		for _, f := range e.Fields {
-			c.Fields = append(c.Fields, Qualify(e.Collection, f))
+	if c := g.Consent; c != nil {
+		given := Consent{
+			ID: c.ID, Purpose: c.Purpose, Policy: c.Policy, State: c.State, Fields: c.Fields, Recipients: c.Recipients,
+			SeparateDocument: c.SeparateDocument, Entry: e.Evidence.Entry,
 		}
-		r.Consents = []Consent{c}
+		if c.NotAfter != "" {
+			var err error
+			if given.NotAfter, err = time.Parse(verify.TimeLayout, c.NotAfter); err != nil {
+				return Request{}, fmt.Errorf("%w: end of the consent is not in the entry layout", ErrNotCovered)
+			}
+		}
+		r.Consents = []Consent{given}
 	}
-	return r
+	return r, nil
 }
 
 // actionOf returns the action that a mode belongs to.

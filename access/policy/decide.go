@@ -34,6 +34,8 @@ func (b *Bundle) Decide(r Request) Decision {
 		return deny(ReasonRoleNotAllowed, MissingRole, r.Action)
 	}
 	switch {
+	case slices.Contains(readActions(), r.Action) && b.memorable(r):
+		return b.memo.remembered(r, func(r Request) Decision { return b.decideRead(c, r) })
 	case slices.Contains(readActions(), r.Action):
 		return b.decideRead(c, r)
 	case slices.Contains(roleActions(), r.Action):

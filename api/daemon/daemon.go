@@ -32,6 +32,7 @@ type Daemon struct {
 	store   *badgerkv.Store
 	sidecar *client.Client
 	ledger  *ledger.Ledger
+	prover  *prover
 	broker  *access.Broker
 
 	background background // jobs that end before what they use is closed
@@ -95,7 +96,8 @@ func Open(ctx context.Context, c Config, log *slog.Logger) (d *Daemon, err error
 	if d.ledger, err = ledger.Open(ctx, ledgerConfig(d, c, id, signer, verifier, status)); err != nil {
 		return nil, fmt.Errorf("opening the ledger: %w", err)
 	}
-	d.sidecar.SetProver(prover{d.ledger, d.log})
+	d.prover = &prover{ledger: d.ledger}
+	d.sidecar.SetProver(d.prover)
 	if err := d.sidecar.Bind(ctx, id.Origin, id.Verifier); err != nil {
 		return nil, fmt.Errorf("binding the sidecar to the ledger: %w", err)
 	}

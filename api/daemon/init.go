@@ -67,7 +67,8 @@ func Init(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return fmt.Errorf("creating the ledger: %w", err)
 	}
-	d.sidecar.SetProver(prover{d.ledger, d.log})
+	d.prover = &prover{ledger: d.ledger}
+	d.sidecar.SetProver(d.prover)
 	v, err := vault.New(d.sidecar)
 	if err != nil {
 		return err

@@ -3,8 +3,8 @@ package daemon
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -21,33 +21,35 @@ import (
 var (
 	_ vault.Sealer  = (*client.Client)(nil)
 	_ access.Opener = (*client.Client)(nil)
-	_ client.Prover = prover{}
+	_ client.Prover = (*prover)(nil)
 )
 
-// prover shows the ledger to the sidecar's client.
+// prover shows the ledger to the sidecar's client, and keeps the newest cosignature until keepWitnessed gives
+// it to the ledger: verifying each one as it comes would cost more than a read.
 type prover struct {
 	ledger *ledger.Ledger
-	log    *slog.Logger
+	newest atomic.Pointer[cosignature]
 }
 
-func (p prover) Checkpoint() ([]byte, int64) {
+type cosignature struct {
+	size int64
+	line []byte
+}
+
+func (p *prover) Checkpoint() ([]byte, int64) {
 	cp := p.ledger.Checkpoint()
 	return cp.Note, cp.Size
 }
 
-func (p prover) ProveInclusion(ctx context.Context, index, size int64) ([]tlog.Hash, error) {
+func (p *prover) ProveInclusion(ctx context.Context, index, size int64) ([]tlog.Hash, error) {
 	return p.ledger.ProveInclusion(ctx, index, size)
 }
 
-func (p prover) ProveConsistency(ctx context.Context, from, to int64) ([]tlog.Hash, error) {
+func (p *prover) ProveConsistency(ctx context.Context, from, to int64) ([]tlog.Hash, error) {
 	return p.ledger.ProveConsistency(ctx, from, to)
 }
 
-func (p prover) Cosigned(size int64, line []byte) {
-	if err := p.ledger.AddCosignature(size, line); err != nil {
-		p.log.Error("the sidecar's cosignature was refused", "size", size, "error", err)
-	}
-}
+func (p *prover) Cosigned(size int64, line []byte) { p.newest.Store(&cosignature{size, line}) }
 
 func ledgerConfig(d *Daemon, c Config, id identity, signer note.Signer, verifier note.Verifier, status client.Status) ledger.Config {
 	config := ledger.Config{
@@ -154,18 +156,27 @@ func (d *Daemon) keepGeneration(ctx context.Context) {
 // its loss, by damage or by an older copy put back, would not be noticed.
 const witnessEvery = 20 * time.Millisecond
 
-// keepWitnessed has the witness follow the ledger when no read makes it do so.
+// keepWitnessed has the witness follow the ledger when no read makes it do so, and gives its newest
+// cosignature to the ledger.
 func (d *Daemon) keepWitnessed(ctx context.Context) {
 	failing := false
 	every(ctx, witnessEvery, func() {
-		if d.ledger.Cosigned().Size == d.ledger.Checkpoint().Size {
+		size := d.ledger.Checkpoint().Size
+		newest := d.prover.newest.Load()
+		if newest == nil || newest.size < size {
+			_, err := d.sidecar.Witness(ctx)
+			if err != nil && !failing && ctx.Err() == nil {
+				d.log.Error("the ledger is not being witnessed", "error", err)
+			}
+			failing = err != nil
+			newest = d.prover.newest.Load()
+		}
+		if newest == nil || newest.size <= d.ledger.Cosigned().Size {
 			return
 		}
-		_, err := d.sidecar.Witness(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
-			d.log.Error("the ledger is not being witnessed", "error", err)
+		if err := d.ledger.AddCosignature(newest.size, newest.line); err != nil {
+			d.log.Error("the sidecar's cosignature was refused", "size", newest.size, "error", err)
 		}
-		failing = err != nil
 	})
 }
 

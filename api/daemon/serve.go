@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -72,6 +73,7 @@ func Serve(ctx context.Context, c Config, ready func(address string)) (err error
 	if err != nil {
 		return err
 	}
+	tuneMemory()
 	d, err := Open(ctx, c, log)
 	if err != nil {
 		return err
@@ -94,6 +96,17 @@ func Serve(ctx context.Context, c Config, ready func(address string)) (err error
 	}
 	ready(s.Addr().String())
 	return s.Serve(ctx)
+}
+
+// tuneMemory trades memory for less work of the garbage collector: most of what is allocated lives for one
+// request. GOGC and GOMEMLIMIT, when set, are the operator's word and stay.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(400 << 20)
+	}
 }
 
 func (d *Daemon) serverConfig() (server.Config, error) {

@@ -174,6 +174,11 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	return c, nil
 }
 
+// young is how long a batch in flight holds back what has queued since: long enough that batches grow under
+// load, since each costs both sides a durable commit and signatures, and short enough that one batch which
+// waits for HashiCorp Vault does not hold up those whose keys are in the cache for long.
+const young = 5 * time.Millisecond
+
 // newCoalescer returns the coalescer of one kind of call.
 func newCoalescer[Q, R any](c *Client, kind string, size func(Q) int, send func(context.Context, []Q) ([]coalesce.Outcome[R], error)) *coalesce.Coalescer[Q, R] {
 	return coalesce.New(coalesce.Config[Q, R]{
@@ -191,7 +196,7 @@ func newCoalescer[Q, R any](c *Client, kind string, size func(Q) int, send func(
 		MaxBytes:    4 << 20,
 		MaxInFlight: 32,
 		MaxQueue:    c.cfg.MaxQueue,
-		Young:       time.Millisecond,
+		Young:       young,
 		Timeout:     c.cfg.Timeout,
 	})
 }

@@ -150,6 +150,7 @@ func (i *instance) ledger(from int64) []entry {
 
 func (i *instance) ledgerSize() int64 {
 	i.t.Helper()
+	time.Sleep(200 * time.Millisecond) // the checkpoint served is the one that the witness has cosigned
 	a := i.call("auditor", "GET", "/log/checkpoint", "")
 	var origin string
 	var size int64

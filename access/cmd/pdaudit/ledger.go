@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -20,7 +19,7 @@ func newVerifyLedger() *cobra.Command {
 		Short: "verify an exported ledger: its tree, its history, and the ground of each read",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			report, err := checkLedger(cmd.Context(), args[0], from, keys, nil)
+			report, err := checkLedger(cmd, args[0], from, keys, nil)
 			if err != nil {
 				return err
 			}
@@ -30,7 +29,7 @@ func newVerifyLedger() *cobra.Command {
 				err = writeJSON(w, newLedgerJSON(report))
 			case report.OK():
 				printReport(w, report)
-				_, err = fmt.Fprintln(w, "OK: the ledger holds")
+				_, err = fmt.Fprintln(w, "OK: the ledger holds"+reservation(report))
 			default:
 				printReport(w, report)
 				printProblems(w, report)
@@ -58,7 +57,7 @@ func newVerifySubject() *cobra.Command {
 				return err
 			}
 			var found []subjectEntry
-			report, err := checkLedger(cmd.Context(), args[1], from, keys, func(index int64, raw []byte, e verify.Entry) error {
+			report, err := checkLedger(cmd, args[1], from, keys, func(index int64, raw []byte, e verify.Entry) error {
 				if e.SubjectRef == args[0] {
 					found = append(found, subjectEntry{Index: index, Entry: raw, value: e})
 				}
@@ -129,8 +128,9 @@ func outcome(r *verify.Report, printing error) error {
 	return nil
 }
 
-// checkLedger runs the whole check on a directory.
-func checkLedger(ctx context.Context, path, from string, keys keyFlags, visit func(int64, []byte, verify.Entry) error) (*verify.Report, error) {
+// checkLedger runs the whole check on a directory. A bundle that cannot be read is an error, unless what was
+// verified without it is wrong already: then that is the outcome, since it may be why.
+func checkLedger(cmd *cobra.Command, path, from string, keys keyFlags, visit func(int64, []byte, verify.Entry) error) (*verify.Report, error) {
 	ring, err := keys.load()
 	if err != nil {
 		return nil, err
@@ -142,13 +142,20 @@ func checkLedger(ctx context.Context, path, from string, keys keyFlags, visit fu
 	}
 	dir := os.DirFS(path)
 	c := verify.LogCheck{Ledger: ring.ledger, Witnesses: ring.witnesses, Quorum: ring.quorum, Visit: visit}
-	if c.Policies, err = loadPolicies(dir); err != nil {
-		return nil, fmt.Errorf("loading the policies: %w", err)
-	}
+	var unread error
+	c.Policies, unread = loadPolicies(dir)
 	if from != "" {
 		if c.Earlier, err = os.ReadFile(from); err != nil {
 			return nil, fmt.Errorf("reading the earlier checkpoint: %w", err)
 		}
 	}
-	return verify.VerifyLog(ctx, dir, c)
+	report, err := verify.VerifyLog(cmd.Context(), dir, c)
+	switch {
+	case err != nil || unread == nil:
+		return report, err
+	case report.OK():
+		return nil, fmt.Errorf("loading the policies: %w", unread)
+	}
+	_, err = fmt.Fprintf(cmd.ErrOrStderr(), "pdaudit: no policy was asked: %v\n", unread)
+	return report, err
 }

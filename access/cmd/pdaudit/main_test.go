@@ -1,10 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +17,8 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/access/policy"
+	defaultpolicy "github.com/prototypster/pdvault/deploy/policy"
 )
 
 func TestMain(m *testing.M) {
@@ -37,50 +39,41 @@ var epoch = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
 //
 //	log/         300 entries, cosigned: a policy, ada's consent, reads of hers and of bob's
 //	unlawful/    the same, with a read behind the withdrawal of its consent
-//	forged/      the same as log/ with entry 100 edited, all tiles fitting, signed by the ledger key
+//	forged/      the same as log/ with entry 100 about somebody else, all tiles fitting, signed by the ledger key
 //	old.checkpoint, newer.checkpoint   of log/ at 200, and of size 400
 //	2.tlog-proof, 2.json               a proof from log/ and its entry
 func writeFixtures(env *testscript.Env) error {
-	skey, vkey, err := note.GenerateKey(rand.Reader, origin)
+	f, err := makeKeys(env)
 	if err != nil {
 		return err
 	}
-	signer, err := note.NewSigner(skey)
+	raw, err := policy.LoadDir(defaultpolicy.FS)
 	if err != nil {
 		return err
 	}
-	seed, wkey, err := verify.GenerateCosignerKey(rand.Reader, "witness.example.org/w1")
+	bundle, err := policy.Parse(raw)
 	if err != nil {
 		return err
 	}
-	cosigner, err := verify.NewCosigner("witness.example.org/w1", seed)
-	if err != nil {
-		return err
-	}
-	_, otherKey, err := note.GenerateKey(rand.Reader, origin)
-	if err != nil {
-		return err
-	}
-	_, otherWitness, err := verify.GenerateCosignerKey(rand.Reader, "witness.example.org/w2")
-	if err != nil {
-		return err
-	}
-	f := fixtures{dir: env.WorkDir, signer: signer, cosigner: cosigner}
-	log := newLog(tell(300, false))
-	err = f.export("log", log)
+	bundles := map[int64][]byte{1: raw}
+	log := newLog(tell(bundle, 300, false))
+	err = f.export("log", log, bundles)
 	if err == nil {
-		err = f.export("unlawful", newLog(tell(300, true)))
+		err = f.export("unlawful", newLog(tell(bundle, 300, true)), bundles)
 	}
 	if err == nil {
-		forged := tell(300, false)
-		forged[100].Purpose = "order-fulfilment"
-		err = f.export("forged", newLog(forged))
+		err = f.write("wrong.json", bytes.Replace(raw, []byte("Prototypster"), []byte("Prototypist"), 1))
+	}
+	if err == nil {
+		forged := tell(bundle, 300, false)
+		forged[100].SubjectRef = ref("eve")
+		err = f.export("forged", newLog(forged), bundles)
 	}
 	if err == nil {
 		err = f.write("old.checkpoint", f.sign(log.checkpoint(200)))
 	}
 	if err == nil {
-		err = f.write("newer.checkpoint", f.sign(newLog(tell(400, false)).checkpoint(400)))
+		err = f.write("newer.checkpoint", f.sign(newLog(tell(bundle, 400, false)).checkpoint(400)))
 	}
 	if err == nil {
 		err = f.write("2.json", append(log.entries[2], '\n'))
@@ -93,15 +86,45 @@ func writeFixtures(env *testscript.Env) error {
 		err = f.write("2.tlog-proof", verify.Proof{Index: 2, Hashes: hashes, Checkpoint: f.sign(log.checkpoint(300))}.Marshal())
 	}
 	if err == nil {
-		err = f.write("ledger.key", []byte(vkey+"\n"))
+		err = f.write("ledger.key", []byte(f.ledgerKey+"\n"))
 	}
-	env.Setenv("LEDGER", vkey)
-	env.Setenv("WITNESS", wkey)
-	env.Setenv("OTHER", otherKey)
-	env.Setenv("OTHERWITNESS", otherWitness)
 	env.Setenv("ADA", ref("ada"))
 	env.Setenv("EVE", ref("eve"))
 	return err
+}
+
+// makeKeys makes the keys of a ledger and its witness, and puts the public ones into the environment beside
+// those of strangers.
+func makeKeys(env *testscript.Env) (f fixtures, err error) {
+	f.dir = env.WorkDir
+	skey, ledgerKey, err := note.GenerateKey(rand.Reader, origin)
+	if err != nil {
+		return f, err
+	}
+	if f.signer, err = note.NewSigner(skey); err != nil {
+		return f, err
+	}
+	seed, witnessKey, err := verify.GenerateCosignerKey(rand.Reader, "witness.example.org/w1")
+	if err != nil {
+		return f, err
+	}
+	if f.cosigner, err = verify.NewCosigner("witness.example.org/w1", seed); err != nil {
+		return f, err
+	}
+	_, otherKey, err := note.GenerateKey(rand.Reader, origin)
+	if err != nil {
+		return f, err
+	}
+	_, otherWitness, err := verify.GenerateCosignerKey(rand.Reader, "witness.example.org/w2")
+	if err != nil {
+		return f, err
+	}
+	f.ledgerKey = ledgerKey
+	env.Setenv("LEDGER", ledgerKey)
+	env.Setenv("WITNESS", witnessKey)
+	env.Setenv("OTHER", otherKey)
+	env.Setenv("OTHERWITNESS", otherWitness)
+	return f, nil
 }
 
 func ref(who string) string {
@@ -109,26 +132,24 @@ func ref(who string) string {
 	return verify.FormatRef(sum[:])
 }
 
-const bundle = `{"version":1}`
-
 // tell returns n entries whose grounds hold, or all but one.
-func tell(n int, unlawful bool) []verify.Entry {
-	sum := sha256.Sum256([]byte(bundle))
+func tell(b *policy.Bundle, n int, unlawful bool) []verify.Entry {
 	consent := verify.ConsentChange{
-		ID: "c1", Purpose: "newsletter", Policy: 1, State: "ConsentGiven",
-		Fields: []string{"email"}, Recipients: []string{"mailer"}, SeparateDocument: true,
+		ID: "c1", Purpose: "newsletter", Policy: 1, State: policy.ConsentGiven,
+		Fields: []string{"profile.email", "profile.name"}, Recipients: []string{"shop"}, SeparateDocument: true,
 	}
-	read := verify.Entry{
-		Kind: verify.KindAccess, SubjectRef: ref("ada"), Collection: "profile", Fields: []string{"email"},
-		Mode: verify.ModeReveal, Purpose: "newsletter", Ground: verify.GroundConsent, Policy: 1, Decision: verify.Allow,
-		Evidence: &verify.Evidence{Type: verify.EvidenceConsent, ID: "c1", Entry: 1}, Sidecar: "s1",
-		Caller: &verify.Caller{ID: "mailer", Kind: "service", Role: "service", Authn: "token"},
+	base := verify.Entry{
+		Kind: verify.KindAccess, Collection: "profile", Fields: []string{"email"}, Mode: verify.ModeReveal, Policy: 1,
+		Decision: verify.Allow, Sidecar: "s1", Caller: &verify.Caller{ID: "shop", Kind: "service", Role: "service", Authn: "token"},
+		Recipient: &verify.Recipient{ID: b.Operator().ID, Role: policy.RecipientController, Jurisdiction: b.Operator().Jurisdiction},
 	}
-	own := read
-	own.SubjectRef, own.Purpose, own.Ground = ref("bob"), "support", verify.GroundService
+	read, own := base, base
+	read.SubjectRef, read.Purpose, read.Ground, read.Rules = ref("ada"), "newsletter", verify.GroundConsent, []string{"ground-1-consent"}
+	read.Evidence = &verify.Evidence{Type: verify.EvidenceConsent, ID: "c1", Entry: 1}
+	own.SubjectRef, own.Purpose, own.Ground, own.Rules = ref("bob"), "support", verify.GroundService, []string{"ground-2-service"}
 	own.Evidence = &verify.Evidence{Type: verify.EvidencePurpose, ID: "support"}
 	entries := []verify.Entry{
-		{Kind: verify.KindPolicyPublished, Bundle: &verify.BundleChange{Version: 1, SHA256: hex.EncodeToString(sum[:]), TextSHA256: "00"}},
+		{Kind: verify.KindPolicyPublished, Bundle: &verify.BundleChange{Version: 1, SHA256: b.SHA256(), TextSHA256: b.TextSHA256()}},
 		{Kind: verify.KindConsentGiven, SubjectRef: ref("ada"), Consent: &consent},
 		read,
 	}
@@ -187,9 +208,10 @@ func (l *refLog) checkpoint(size int64) verify.Checkpoint {
 }
 
 type fixtures struct {
-	dir      string
-	signer   note.Signer
-	cosigner *verify.Cosigner
+	dir       string
+	ledgerKey string
+	signer    note.Signer
+	cosigner  *verify.Cosigner
 }
 
 func (f fixtures) sign(cp verify.Checkpoint) []byte {
@@ -208,13 +230,15 @@ func (f fixtures) write(name string, data []byte) error {
 	return os.WriteFile(path, data, 0o644)
 }
 
-func (f fixtures) export(name string, l *refLog) error {
+func (f fixtures) export(name string, l *refLog, bundles map[int64][]byte) error {
 	size := int64(len(l.entries))
 	if err := f.write(name+"/"+verify.CheckpointPath, f.sign(l.checkpoint(size))); err != nil {
 		return err
 	}
-	if err := f.write(name+"/"+verify.BundlePath(1), []byte(bundle)); err != nil {
-		return err
+	for version, raw := range bundles {
+		if err := f.write(name+"/"+verify.BundlePath(version), raw); err != nil {
+			return err
+		}
 	}
 	for tile := range verify.TilesOf(size) {
 		var data []byte

@@ -105,10 +105,36 @@ func printReport(w io.Writer, r *verify.Report) {
 	a := r.Access
 	fmt.Fprintf(w, "reads       %d allowed, %d denied, %d failed after they were recorded\n", a.Allowed, a.Denied, a.Failed)
 	for _, ground := range slices.Sorted(maps.Keys(a.Grounds)) {
-		fmt.Fprintf(w, "  %-20s %d\n", quoteIfOdd(ground), a.Grounds[ground])
+		g := a.Grounds[ground]
+		if ground = quoteIfOdd(ground); ground == "" {
+			ground = "no ground"
+		}
+		fmt.Fprintf(w, "  %-20s %d allowed: %d rechecked in full, %d in part, %d do not hold; %d denied\n",
+			ground, g.Allowed, g.Rechecked, g.Partly, g.Refuted, g.Denied)
 	}
-	fmt.Fprintf(w, "grounds     %d rechecked in full, %d but for the policy's own rules\n", a.Rechecked, a.Partly)
-	fmt.Fprintf(w, "policies    %d bundles have the published hash\n", r.Policies)
+	printReasons(w, "denied", a.Denials)
+	printReasons(w, "failed", a.Failures)
+	fmt.Fprintf(w, "grounds     %d rechecked in full, %d but for the policy's own rules, %d do not hold\n", a.Rechecked, a.Partly, a.Refuted)
+	fmt.Fprintf(w, "policies    %d bundles have the published hash", r.Policies)
+	if len(r.Absent) > 0 {
+		fmt.Fprintf(w, "; not in the export: version %s", strings.Trim(strings.Join(strings.Fields(fmt.Sprint(r.Absent)), ", "), "[]"))
+	}
+	fmt.Fprintln(w)
+}
+
+// printReasons says how often each reason was recorded.
+func printReasons(w io.Writer, what string, reasons map[string]int64) {
+	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+		fmt.Fprintf(w, "  %-20s %d %s\n", what, reasons[reason], quoteIfOdd(reason))
+	}
+}
+
+// reservation says what an outcome that is good leaves open.
+func reservation(r *verify.Report) string {
+	if r.Access.Partly == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", but for the policy's own rules in %d reads: their bundles are not in the export", r.Access.Partly)
 }
 
 func printProblems(w io.Writer, r *verify.Report) {

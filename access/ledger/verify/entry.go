@@ -124,9 +124,9 @@ type RecordChange struct {
 type ConsentChange struct {
 	ID               string   `json:"id"`
 	Purpose          string   `json:"purpose"`
-	Policy           int64    `json:"policy"` // version of the policy under which it was given
-	State            string   `json:"state"`  // DPV status: ConsentGiven, ConsentWithdrawn
-	Fields           []string `json:"fields,omitempty"`
+	Policy           int64    `json:"policy"`               // version of the policy under which it was given
+	State            string   `json:"state"`                // DPV status: ConsentGiven, ConsentWithdrawn
+	Fields           []string `json:"fields,omitempty"`     // across collections: profile.email
 	Recipients       []string `json:"recipients,omitempty"` // caller ids
 	NotAfter         string   `json:"not_after,omitzero"`
 	SeparateDocument bool     `json:"separate_document,omitzero"`

@@ -19,7 +19,7 @@ type LogCheck struct {
 	Witnesses []note.Verifier // whose cosignatures on the checkpoint count
 	Quorum    int             // how many of them must be there
 	Earlier   []byte          // a signed checkpoint that the auditor kept; nil when there is none
-	Policies  Policies        // what the grounds of services are rechecked against; nil leaves that part out
+	Policies  Policies        // what the policy's part of each ground is rechecked against; nil leaves it out
 	// Visit, when set, is called for each entry in order, after it was checked. Its error ends the check.
 	Visit func(index int64, raw []byte, e Entry) error
 }
@@ -58,19 +58,33 @@ type Report struct {
 	Last         string           `json:"last,omitempty"` // times
 	Kinds        map[string]int64 `json:"kinds"`
 	Access       AccessCounts     `json:"access"`
-	Policies     int64            `json:"policies"` // policy bundles whose bytes were compared with the log
+	Policies     int64            `json:"policies"`                  // policy bundles that are byte for byte the published ones
+	Absent       []int64          `json:"policies_absent,omitempty"` // versions whose bundle is not in the export
 	Problems     []Problem        `json:"problems"`
 	Found        int64            `json:"problem_count"` // of problems, listed or not
 }
 
-// AccessCounts sums up the access records of a log.
+// AccessCounts sums up the access records of a log. Each one that was allowed is counted in exactly one of
+// Rechecked, Partly and Refuted.
 type AccessCounts struct {
-	Allowed   int64            `json:"allowed"`
-	Denied    int64            `json:"denied"`
-	Failed    int64            `json:"failed"`    // allowed, recorded and then not served
-	Grounds   map[string]int64 `json:"grounds"`   // of those allowed
-	Rechecked int64            `json:"rechecked"` // allowed, and their ground held when replayed
-	Partly    int64            `json:"partly"`    // allowed by a policy that was not there to be replayed
+	Allowed   int64                   `json:"allowed"`
+	Denied    int64                   `json:"denied"`
+	Failed    int64                   `json:"failed"`             // allowed, recorded and then not served
+	Rechecked int64                   `json:"rechecked"`          // their ground held when replayed, in full
+	Partly    int64                   `json:"partly"`             // it held, but the policy was not there to be asked
+	Refuted   int64                   `json:"refuted"`            // it did not hold, or there was none
+	Grounds   map[string]GroundCounts `json:"grounds"`            // "" for denials that came to no ground
+	Denials   map[string]int64        `json:"denials,omitempty"`  // denied, by reason
+	Failures  map[string]int64        `json:"failures,omitempty"` // failed, by reason
+}
+
+// GroundCounts sums up the access records with one ground, as AccessCounts does for all.
+type GroundCounts struct {
+	Allowed   int64 `json:"allowed"`
+	Denied    int64 `json:"denied"`
+	Rechecked int64 `json:"rechecked"`
+	Partly    int64 `json:"partly"`
+	Refuted   int64 `json:"refuted"`
 }
 
 // OK reports whether nothing is wrong.
@@ -95,7 +109,9 @@ func VerifyLog(ctx context.Context, dir fs.FS, c LogCheck) (*Report, error) {
 		dir: dir, check: c,
 		report: &Report{
 			Kinds: make(map[string]int64), Problems: []Problem{},
-			Access: AccessCounts{Grounds: make(map[string]int64)},
+			Access: AccessCounts{
+				Grounds: make(map[string]GroundCounts), Denials: make(map[string]int64), Failures: make(map[string]int64),
+			},
 		},
 	}
 	v.replay = newReplay(v.report, c.Policies)

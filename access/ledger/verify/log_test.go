@@ -74,7 +74,7 @@ func TestVerifyLogAccepts(t *testing.T) {
 
 type coversAll struct{}
 
-func (coversAll) Covers(int64, verify.Entry) error { return nil }
+func (coversAll) Covers(int64, verify.Entry, verify.Given) error { return nil }
 
 func TestVerifyLogTakesFullTilesForPartialOnes(t *testing.T) {
 	k := newKeys(t)
@@ -248,7 +248,10 @@ func TestVerifyLogQuorum(t *testing.T) {
 
 type coversFields []string
 
-func (c coversFields) Covers(version int64, e verify.Entry) error {
+func (c coversFields) Covers(version int64, e verify.Entry, g verify.Given) error {
+	if (e.Ground == verify.GroundConsent) != (g.Consent != nil) || g.Published != version-1 {
+		return fmt.Errorf("given %+v", g)
+	}
 	for _, f := range e.Fields {
 		if !slices.Contains(c, f) {
 			return fmt.Errorf("field %q", f)
@@ -308,7 +311,41 @@ func TestReplay(t *testing.T) {
 			s.add(consentEntry(verify.KindConsentGiven, "ada", "c1"))
 			read(s, func(e *verify.Entry) { e.Evidence = &verify.Evidence{Type: verify.EvidenceConsent, ID: "c1", Entry: 3} })
 			read(s, func(*verify.Entry) {})
-		}, "5:consent-withdrawn "},
+		}, "5:consent-withdrawn 5:consent-invalidated "},
+		"renewed": {func(s *story) {
+			again := consentEntry(verify.KindConsentGiven, "ada", "c2")
+			again.Consent.State = "RenewedConsentGiven"
+			at := s.add(again)
+			read(s, func(e *verify.Entry) {
+				e.Evidence = &verify.Evidence{Type: verify.EvidenceConsent, ID: "c2", Entry: at}
+			})
+			read(s, func(*verify.Entry) {})
+		}, "4:consent-invalidated "},
+		"given for another purpose, or by another": {func(s *story) {
+			offers := consentEntry(verify.KindConsentGiven, "ada", "c2")
+			offers.Consent.Purpose = "special-offers"
+			s.add(offers)
+			s.add(consentEntry(verify.KindConsentGiven, "bob", "c3"))
+			read(s, func(*verify.Entry) {})
+		}, ""},
+		"the renewed one was withdrawn": {func(s *story) {
+			s.add(consentEntry(verify.KindConsentGiven, "ada", "c2"))
+			s.add(consentEntry(verify.KindConsentWithdrawn, "ada", "c2"))
+			read(s, func(*verify.Entry) {})
+		}, "4:consent-invalidated "},
+		"a field of another collection": {func(s *story) {
+			read(s, func(e *verify.Entry) { e.Collection = "passport" })
+		}, "2:consent "},
+		"a lookup that found nobody": {func(s *story) {
+			e := accessEntry("ada", verify.GroundService, service)
+			e.SubjectRef, e.Mode = "", verify.ModeLookup
+			s.add(e)
+		}, ""},
+		"a read of nobody": {func(s *story) {
+			e := accessEntry("ada", verify.GroundService, service)
+			e.SubjectRef = ""
+			s.add(e)
+		}, "2:entry-members-absent "},
 		"expired": {func(s *story) {
 			e := consentEntry(verify.KindConsentGiven, "ada", "c2")
 			end := s.now.Add(time.Second)
@@ -413,12 +450,43 @@ func TestReplayWithoutPolicies(t *testing.T) {
 	k := newKeys(t)
 	dir := busy(t, 50).log().export(t, k)
 	r := check(t, dir, verify.LogCheck{Ledger: k.ledger})
-	if !r.OK() || r.Access.Partly == 0 || r.Access.Partly != r.Access.Grounds[verify.GroundService] {
+	if !r.OK() || r.Access.Partly == 0 || r.Access.Partly != r.Access.Allowed || !slices.Equal(r.Absent, []int64{1}) {
 		t.Fatalf("%s %+v", codes(r), r.Access)
 	}
+	r = check(t, dir, verify.LogCheck{Ledger: k.ledger, Policies: coversNone{verify.ErrNoBundle}})
+	if !r.OK() || r.Access.Partly != r.Access.Allowed {
+		t.Fatalf("%s %+v", codes(r), r.Access)
+	}
+	// A bundle that is not the published one is not asked.
 	dir[verify.BundlePath(1)] = &fstest.MapFile{Data: []byte("{}")}
-	if r := check(t, dir, verify.LogCheck{Ledger: k.ledger}); codes(r) != "0:policy-bundle " {
-		t.Fatal(codes(r))
+	r = check(t, dir, verify.LogCheck{Ledger: k.ledger, Policies: coversNone{errors.New("asked")}})
+	if codes(r) != "0:policy-bundle " || r.Access.Partly != r.Access.Allowed || r.Policies != 0 {
+		t.Fatalf("%s %+v", codes(r), r.Access)
+	}
+}
+
+type coversNone struct{ err error }
+
+func (c coversNone) Covers(int64, verify.Entry, verify.Given) error { return c.err }
+
+func TestReplayCounts(t *testing.T) {
+	k := newKeys(t)
+	s := busy(t, 20)
+	s.add(verify.Entry{Kind: verify.KindAccess, Decision: verify.Deny, Ground: verify.GroundConsent, Reason: "consent-missing"})
+	s.add(verify.Entry{Kind: verify.KindAccess, Decision: verify.Deny, Reason: "unknown-purpose"})
+	s.add(accessEntry("ada", verify.GroundConsent, verify.Evidence{Type: verify.EvidenceConsent, ID: "c9", Entry: 1}))
+	a := check(t, s.log().export(t, k), verify.LogCheck{Ledger: k.ledger, Policies: coversAll{}}).Access
+	sum := verify.GroundCounts{}
+	for _, g := range a.Grounds {
+		sum.Allowed += g.Allowed
+		sum.Denied += g.Denied
+		sum.Rechecked += g.Rechecked
+		sum.Refuted += g.Refuted
+	}
+	if a.Allowed != a.Rechecked+a.Partly+a.Refuted || a.Refuted != 1 || a.Denied != 2 || a.Failures["sealed"] != a.Failed ||
+		sum != (verify.GroundCounts{Allowed: a.Allowed, Denied: 2, Rechecked: a.Rechecked, Refuted: 1}) ||
+		a.Grounds[verify.GroundConsent].Refuted != 1 || a.Grounds[""].Denied != 1 || a.Denials["consent-missing"] != 1 {
+		t.Fatalf("%+v", a)
 	}
 }
 

@@ -9,11 +9,22 @@ import (
 	"slices"
 )
 
-// Policies tells whether a version of the policy covers an access that was allowed with ground service:
-// its purpose, its caller, its agreement at that time and its fields. The error says what is not covered.
+// Policies tells whether a version of the policy would have permitted an access that is recorded as allowed:
+// its purpose, caller, mode and fields, the agreement or consent at that time, and the policy's own rules.
 type Policies interface {
-	Covers(version int64, e Entry) error
+	// Covers returns nil when it would have, ErrNoBundle when the bundle of the version is not there to be
+	// asked, and otherwise an error that says what is not covered.
+	Covers(version int64, e Entry, g Given) error
 }
+
+// Given is what the log said before an access and the policy's decision rests on.
+type Given struct {
+	Published int64          // index of the policy.published entry of the version
+	Consent   *ConsentChange // the one that is evidence; nil for the other grounds
+}
+
+// ErrNoBundle is returned by a [Policies] that has not got the bundle of a version.
+var ErrNoBundle = errors.New("verify: no policy bundle of this version")
 
 // Codes of problems with what entries say. The log itself is as it was signed.
 const (
@@ -23,6 +34,7 @@ const (
 	CodeConsent       = "consent"              // the consent does not cover the access
 	CodeWithdrawn     = "consent-withdrawn"    // the consent was withdrawn before
 	CodeExpired       = "consent-expired"      // the consent was over
+	CodeInvalidated   = "consent-invalidated"  // another was given for the same purpose before
 	CodePolicyVersion = "policy-version"       // not the policy in force
 	CodeNotCovered    = "policy-not-covered"   // the policy does not cover the access
 	CodePolicyOrder   = "policy-order"         // a policy's version is not above the last one's
@@ -46,8 +58,10 @@ type replay struct {
 	policies Policies
 
 	consents   map[int64]consent     // by index of consent.given
+	given      map[purposeKey]int64  // index of the last consent.given
 	withdrawn  map[consentKey]int64  // index of the last withdrawal
-	published  map[int64]int64       // index of policy.published: its version
+	published  map[int64]int64       // version: index of its policy.published
+	altered    map[int64]bool        // versions whose exported bundle is not the published one
 	latest     int64                 // version in force; 0: none yet
 	lawful     map[int64]lawEvidence // by index of orders and requests
 	erased     map[string]bool       // by subject_ref
@@ -56,7 +70,10 @@ type replay struct {
 	failed     bitset                // those of them that were not served
 }
 
-type consentKey struct{ subject, id string }
+type (
+	consentKey struct{ subject, id string }
+	purposeKey struct{ subject, purpose string }
+)
 
 type consent struct {
 	key    consentKey
@@ -69,8 +86,10 @@ func newReplay(r *Report, p Policies) *replay {
 	return &replay{
 		report: r, policies: p,
 		consents:   make(map[int64]consent),
+		given:      make(map[purposeKey]int64),
 		withdrawn:  make(map[consentKey]int64),
 		published:  make(map[int64]int64),
+		altered:    make(map[int64]bool),
 		lawful:     make(map[int64]lawEvidence),
 		erased:     make(map[string]bool),
 		restricted: make(map[string]bool),
@@ -115,6 +134,7 @@ func (r *replay) consent(index int64, e Entry) {
 	}
 	if e.Kind == KindConsentGiven {
 		r.consents[index] = consent{key, *e.Consent}
+		r.given[purposeKey{e.SubjectRef, e.Consent.Purpose}] = index
 	} else {
 		r.withdrawn[key] = index
 	}
@@ -130,7 +150,7 @@ func (r *replay) policy(index int64, e Entry) {
 		return
 	}
 	r.latest = e.Bundle.Version
-	r.published[index] = r.latest
+	r.published[r.latest] = index
 }
 
 func (r *replay) accessFailed(index int64, e Entry) {
@@ -142,18 +162,23 @@ func (r *replay) accessFailed(index int64, e Entry) {
 	default:
 		r.failed.add(*e.Of)
 		r.report.Access.Failed++
+		r.report.Access.Failures[e.Reason]++
 	}
 }
 
 func (r *replay) access(index int64, e Entry) {
 	counts := &r.report.Access
+	ground := counts.Grounds[e.Ground]
+	defer func() { counts.Grounds[e.Ground] = ground }()
 	switch e.Decision {
 	case Deny:
 		counts.Denied++
+		ground.Denied++
+		counts.Denials[e.Reason]++
 		return
 	case Allow:
 		counts.Allowed++
-		counts.Grounds[e.Ground]++
+		ground.Allowed++
 		r.allowed.add(index)
 	default:
 		r.problem(index, CodeDecision, "decision %q", e.Decision)
@@ -168,20 +193,24 @@ func (r *replay) access(index int64, e Entry) {
 	case e.Evidence.Entry < 0 || e.Evidence.Entry >= index:
 		r.problem(index, CodeEvidence, "it names entry %d, which is not earlier", e.Evidence.Entry)
 	case e.Ground == GroundConsent:
-		r.byConsent(index, e)
+		partly = r.byConsent(index, e)
 	case e.Ground == GroundService:
 		partly = r.byService(index, e)
 	case e.Ground == GroundLaw:
-		r.byLaw(index, e)
+		partly = r.byLaw(index, e)
 	default:
 		r.problem(index, CodeGround, "ground %q", e.Ground)
 	}
 	switch {
 	case r.report.Found > before:
+		counts.Refuted++
+		ground.Refuted++
 	case partly:
 		counts.Partly++
+		ground.Partly++
 	default:
 		counts.Rechecked++
+		ground.Rechecked++
 	}
 }
 
@@ -191,6 +220,10 @@ func (r *replay) standing(index int64, e Entry) {
 		r.problem(index, CodePolicyVersion, "decided by version %d, in force was %d", e.Policy, r.latest)
 	}
 	if e.SubjectRef == "" {
+		// A search that finds nobody is about nobody; anything else is about somebody.
+		if e.Mode != ModeLookup {
+			r.problem(index, CodeMembers, "it names no subject")
+		}
 		return
 	}
 	if r.erased[e.SubjectRef] {
@@ -201,26 +234,37 @@ func (r *replay) standing(index int64, e Entry) {
 	}
 }
 
-func (r *replay) byConsent(index int64, e Entry) {
+// byConsent, byService and byLaw recheck one ground each. They report whether the policy's part was left out,
+// since its bundle is not there to be asked.
+func (r *replay) byConsent(index int64, e Entry) (partly bool) {
 	c, found := r.consents[e.Evidence.Entry]
 	switch {
 	case e.Evidence.Type != EvidenceConsent || !found:
 		r.problem(index, CodeEvidence, "entry %d is no consent", e.Evidence.Entry)
-		return
+		return false
 	case e.SubjectRef == "" || c.key != consentKey{e.SubjectRef, e.Evidence.ID}:
 		r.problem(index, CodeEvidence, "entry %d is another consent, or another subject's", e.Evidence.Entry)
-		return
+		return false
 	}
+	before := r.report.Found
 	if err := c.change.covers(e); err != nil {
 		r.problem(index, CodeConsent, "%v", err)
 	}
 	if at, ok := r.withdrawn[c.key]; ok && at > e.Evidence.Entry {
 		r.problem(index, CodeWithdrawn, "by entry %d", at)
 	}
+	// Giving again ends what was given before, whatever became of the new consent.
+	if at := r.given[purposeKey{e.SubjectRef, c.change.Purpose}]; at > e.Evidence.Entry {
+		r.problem(index, CodeInvalidated, "by entry %d", at)
+	}
 	// NotAfter is in the layout of all times in entries, which sorts as text; the end is exclusive.
 	if end := c.change.NotAfter; end != "" && e.Time >= end {
 		r.problem(index, CodeExpired, "at %s", end)
 	}
+	if r.report.Found > before {
+		return false // the policy would only say so again
+	}
+	return r.byPolicy(index, e, &c.change)
 }
 
 // covers tells whether a consent is one for this access. It does not look at time.
@@ -235,7 +279,8 @@ func (c ConsentChange) covers(e Entry) error {
 		return errors.New("the access names no fields")
 	}
 	for _, f := range e.Fields {
-		if !slices.Contains(c.Fields, f) {
+		// A consent names fields across collections, an access those of one.
+		if f = e.Collection + "." + f; !slices.Contains(c.Fields, f) {
 			return fmt.Errorf("it does not name the field %q", f)
 		}
 	}
@@ -248,50 +293,65 @@ func (c ConsentChange) covers(e Entry) error {
 	return nil
 }
 
-// byService reports whether a part was left out because there are no policies to replay with.
 func (r *replay) byService(index int64, e Entry) (partly bool) {
-	version, found := r.published[e.Evidence.Entry]
-	switch {
-	case (e.Evidence.Type != EvidencePurpose && e.Evidence.Type != EvidenceAgreement) || !found:
-		r.problem(index, CodeEvidence, "entry %d publishes no policy", e.Evidence.Entry)
-	case version != e.Policy:
-		r.problem(index, CodeEvidence, "entry %d publishes version %d", e.Evidence.Entry, version)
-	case r.policies == nil:
-		return true
-	default:
-		if err := r.policies.Covers(version, e); err != nil {
-			r.problem(index, CodeNotCovered, "version %d: %v", version, err)
-		}
+	at, found := r.published[e.Policy]
+	if (e.Evidence.Type != EvidencePurpose && e.Evidence.Type != EvidenceAgreement) || !found || at != e.Evidence.Entry {
+		r.problem(index, CodeEvidence, "entry %d does not publish version %d of the policy", e.Evidence.Entry, e.Policy)
+		return false
 	}
-	return false
+	return r.byPolicy(index, e, nil)
 }
 
-func (r *replay) byLaw(index int64, e Entry) {
+func (r *replay) byLaw(index int64, e Entry) (partly bool) {
 	l, found := r.lawful[e.Evidence.Entry]
 	switch {
 	case !found:
 		r.problem(index, CodeEvidence, "entry %d is neither an approved order nor a request", e.Evidence.Entry)
+		return false
 	case l.kind == kindRightRequested && (e.SubjectRef == "" || l.subject != e.SubjectRef):
 		r.problem(index, CodeEvidence, "entry %d is the request of another subject", e.Evidence.Entry)
+		return false
 	}
+	return r.byPolicy(index, e, nil)
+}
+
+// byPolicy asks the version that decided. It reports whether it could not be asked.
+func (r *replay) byPolicy(index int64, e Entry, c *ConsentChange) (partly bool) {
+	at, found := r.published[e.Policy]
+	switch {
+	case !found:
+		return false // a problem already, since it is not the version in force
+	case r.policies == nil || r.altered[e.Policy]:
+		return true
+	}
+	switch err := r.policies.Covers(e.Policy, e, Given{at, c}); {
+	case errors.Is(err, ErrNoBundle):
+		return true
+	case err != nil:
+		r.problem(index, CodeNotCovered, "version %d: %v", e.Policy, err)
+	}
+	return false
 }
 
 // BundlePath is where an exported log has the policy bundle of a version.
 func BundlePath(version int64) string { return fmt.Sprintf("policy/%d.json", version) }
 
 // checkBundle compares an exported policy bundle with the hash that was published. An absent bundle is no
-// problem of the log: what needs it says so.
+// problem of the log: what it decided is then rechecked in part only.
 func (v *logVerifier) checkBundle(index int64, b *BundleChange) error {
 	data, err := fs.ReadFile(v.dir, BundlePath(b.Version))
 	if errors.Is(err, fs.ErrNotExist) {
+		v.report.Absent = append(v.report.Absent, b.Version)
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("reading policy %d: %w", b.Version, err)
 	}
-	v.report.Policies++
 	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != b.SHA256 {
+		v.replay.altered[b.Version] = true
 		v.report.add(Problem{index, CodePolicyBundle, BundlePath(b.Version) + " is not the bundle that was published"})
+		return nil
 	}
+	v.report.Policies++
 	return nil
 }
 

@@ -170,7 +170,7 @@ func policyEntry(version int64) verify.Entry {
 }
 
 func consentEntry(kind, who, id string) verify.Entry {
-	c := &verify.ConsentChange{ID: id, Purpose: "newsletter", Policy: 1, State: "ConsentGiven", Fields: []string{"email", "name"}, Recipients: []string{"mailer"}, SeparateDocument: true}
+	c := &verify.ConsentChange{ID: id, Purpose: "newsletter", Policy: 1, State: "ConsentGiven", Fields: []string{"profile.email", "profile.name"}, Recipients: []string{"mailer"}, SeparateDocument: true}
 	if kind == verify.KindConsentWithdrawn {
 		c.State = "ConsentWithdrawn"
 	}

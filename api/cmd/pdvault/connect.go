@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -29,11 +30,17 @@ type connection struct {
 	timeout   time.Duration
 }
 
-const tokenVariable = "PDVAULT_TOKEN"
+// Environment variables that stand in for flags.
+const (
+	tokenVariable  = "PDVAULT_TOKEN"
+	serverVariable = "PDVAULT_SERVER"
+
+	defaultServer = "http://127.0.0.1:8080"
+)
 
 func (c *connection) flags(cmd *cobra.Command) {
 	f := cmd.PersistentFlags()
-	f.StringVar(&c.server, "server", "http://127.0.0.1:8080", "http://host:port, https://host:port or unix:/path")
+	f.StringVar(&c.server, "server", "", "http://host:port, https://host:port or unix:/path; default: the variable "+serverVariable+", or "+defaultServer)
 	f.StringVar(&c.tokenFile, "token-file", "", "file with the bearer token; without it, the variable "+tokenVariable)
 	f.StringVar(&c.tokens, "tokens", "", "tokens.json of dev mode; needs --as")
 	f.StringVar(&c.as, "as", "", "caller to be, of --tokens")
@@ -48,7 +55,8 @@ func (c *connection) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	config := client.Config{Server: c.server, Token: token, PlainHTTP: c.plainHTTP, Timeout: c.timeout}
+	server := cmp.Or(c.server, os.Getenv(serverVariable), defaultServer)
+	config := client.Config{Server: server, Token: token, PlainHTTP: c.plainHTTP, Timeout: c.timeout}
 	if c.caFile != "" {
 		pem, err := os.ReadFile(c.caFile)
 		if err != nil {

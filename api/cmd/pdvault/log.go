@@ -108,7 +108,8 @@ func parseIndex(s string) (int64, error) {
 }
 
 func recordsShowCommand(c *connection) *cobra.Command {
-	return &cobra.Command{
+	var entry bool
+	cmd := &cobra.Command{
 		Use:   "show INDEX",
 		Short: "Show one entry",
 		Args:  args(cobra.ExactArgs(1)),
@@ -122,9 +123,14 @@ func recordsShowCommand(c *connection) *cobra.Command {
 				return err
 			}
 			record, err := api.AccessRecord(cmd.Context(), index)
+			if entry {
+				return raw(cmd, append(record.Entry, '\n'), err)
+			}
 			return printed(cmd, record, err)
 		},
 	}
+	cmd.Flags().BoolVar(&entry, "entry", false, "the entry alone, byte for byte as it is in the log, for pdaudit verify proof")
+	return cmd
 }
 
 func recordsProofCommand(c *connection) *cobra.Command {

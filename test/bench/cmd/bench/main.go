@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -45,15 +46,81 @@ type row struct {
 	per      int // reads in one request
 	baseline float64
 	note     string
+	vault    time.Duration // processor time of pdvault
+	keys     time.Duration // and of pdkeys
+	stages   stages
+}
+
+// stages is where the time of requests went, as pdvault's own metrics tell.
+type stages struct {
+	commits, committed, commitTime float64 // transactions of the ledger, entries in them, seconds
+	calls, items, callTime         float64 // calls to the sidecar, items in them, seconds
+}
+
+func (s stages) minus(t stages) stages {
+	return stages{s.commits - t.commits, s.committed - t.committed, s.commitTime - t.commitTime,
+		s.calls - t.calls, s.items - t.items, s.callTime - t.callTime}
+}
+
+// commit and call tell how many were done together, and how long that took.
+func (s stages) commit() string { return together(s.committed, s.commits, s.commitTime) }
+func (s stages) call() string   { return together(s.items, s.calls, s.callTime) }
+
+func together(items, times, seconds float64) string {
+	if times == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f in %.2f ms", items/times, 1000*seconds/times)
+}
+
+// stages reads pdvault's metrics.
+func (in *instance) stages() stages {
+	var s stages
+	a, err := in.Do(context.Background(), "security", "GET", "/metrics", nil)
+	if err != nil {
+		return s
+	}
+	for line := range strings.Lines(string(a.Body)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			continue
+		}
+		switch kind := strings.Contains(name, `"witness"`); {
+		case name == "pdvault_ledger_commit_seconds_count":
+			s.commits += v
+		case name == "pdvault_ledger_commit_seconds_sum":
+			s.commitTime += v
+		case name == `pdvault_ledger_entries_total{outcome="committed"}`:
+			s.committed += v
+		case strings.HasPrefix(name, "pdvault_sidecar_items_total{") && !kind:
+			s.items += v
+		case strings.HasPrefix(name, "pdvault_sidecar_call_seconds_count{") && !kind:
+			s.calls += v
+		case strings.HasPrefix(name, "pdvault_sidecar_call_seconds_sum{") && !kind:
+			s.callTime += v
+		}
+	}
+	return s
 }
 
 func main() {
-	b := &bench{conns: []int{1, 32, 256}}
+	b := &bench{}
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flag.IntVar(&b.subjects, "subjects", 8000, "subjects of the warm store")
 	flag.DurationVar(&b.duration, "duration", 5*time.Second, "of each measurement")
 	flag.StringVar(&b.only, "only", "", "comma-separated parts: http,local,hashicorp; empty: all")
+	connections := flag.String("connections", "1,32,256", "comma-separated numbers of connections")
 	flag.Parse()
+	b.conns = nil
+	for n := range strings.SplitSeq(*connections, ",") {
+		conns, err := strconv.Atoi(n)
+		if err != nil || conns < 1 {
+			fmt.Fprintln(os.Stderr, "bench: -connections must be numbers")
+			os.Exit(2)
+		}
+		b.conns = append(b.conns, conns)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := b.run(ctx); err != nil {
@@ -241,11 +308,20 @@ func (in *instance) createConfig(conns int) load.Config {
 }
 
 func (in *instance) creates(conns int, what string) error {
-	r, err := load.Run(in.createConfig(conns))
-	if err != nil {
+	return in.measure(row{what: what, conns: conns, per: 1}, in.createConfig(conns))
+}
+
+// measure runs c and adds the row.
+func (in *instance) measure(r row, c load.Config) (err error) {
+	vault, keys, before := in.Vault.CPU(), in.Keys.CPU(), in.stages()
+	if r.r, err = load.Run(c); err != nil {
 		return err
 	}
-	in.add(row{what: what, conns: conns, r: r, per: 1})
+	r.vault, r.keys = in.Vault.CPU()-vault, in.Keys.CPU()-keys
+	r.stages = in.stages().minus(before)
+	r.baseline = in.b.empty
+	in.b.rows = append(in.b.rows, r)
+	fmt.Fprintf(os.Stderr, "%s, %d connections: %.0f/s\n", r.what, r.conns, r.r.Rate()*float64(r.per))
 	return nil
 }
 
@@ -279,15 +355,10 @@ func (in *instance) once() error {
 }
 
 func (in *instance) reads(conns int, what string, d time.Duration, count int64) error {
-	r, err := load.Run(load.Config{
+	return in.measure(row{what: what, conns: conns, per: 1}, load.Config{
 		Address: in.address(), Connections: conns, Duration: d, Count: count,
 		Request: func(n int64, buf []byte) []byte { return in.readRequest(buf, in.ids[int(n*7919)%len(in.ids)]) },
 	})
-	if err != nil {
-		return err
-	}
-	in.add(row{what: what, conns: conns, r: r, per: 1})
-	return nil
 }
 
 func (in *instance) batches(conns, size int) error {
@@ -307,15 +378,10 @@ func (in *instance) batches(conns, size int) error {
 		}
 		requests[i] = in.post(nil, "/v1/reads", body)
 	}
-	r, err := load.Run(load.Config{
+	return in.measure(row{what: fmt.Sprintf("batch of %d reads", size), conns: conns, per: size}, load.Config{
 		Address: in.address(), Connections: conns, Duration: in.b.duration,
 		Request: func(n int64, _ []byte) []byte { return requests[n%int64(len(requests))] },
 	})
-	if err != nil {
-		return err
-	}
-	in.add(row{what: fmt.Sprintf("batch of %d reads", size), conns: conns, r: r, per: size})
-	return nil
 }
 
 func (in *instance) ready(ctx context.Context) error {
@@ -329,12 +395,6 @@ func (in *instance) ready(ctx context.Context) error {
 	return fmt.Errorf("not ready: %s", in.Vault.Log())
 }
 
-func (in *instance) add(r row) {
-	r.baseline = in.b.empty
-	in.b.rows = append(in.b.rows, r)
-	fmt.Fprintf(os.Stderr, "%s, %d connections: %.0f/s\n", r.what, r.conns, r.r.Rate()*float64(r.per))
-}
-
 // memory notes what the programs use.
 func (in *instance) memory() {
 	_, vault := in.Vault.Memory()
@@ -346,18 +406,24 @@ func (b *bench) print() error {
 	fmt.Printf("%s, %d cores, %s, %s; load generator on the same machine; records durable; 6-field record\n\n",
 		runtime.GOOS+"/"+runtime.GOARCH, runtime.NumCPU(), cpu(), runtime.Version())
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "what\tconnections\tper second\tp50 ms\tp99 ms\tfailed\tof bare gin\t")
+	fmt.Fprintln(w, "what\tconnections\tper second\tp50 ms\tp99 ms\tfailed\tof bare gin\tµs pdvault\tµs pdkeys\tledger commits\tsidecar calls\t")
 	for _, r := range b.rows {
 		if r.note != "" {
-			fmt.Fprintf(w, "%s\t%s\t\t\t\t\t\t\n", r.what, r.note)
+			fmt.Fprintf(w, "%s\t%s\t\t\t\t\t\t\t\t\t\n", r.what, r.note)
 			continue
 		}
 		ratio := "-"
 		if r.baseline > 0 {
 			ratio = fmt.Sprintf("%.2f", r.r.Rate()*float64(r.per)/r.baseline)
 		}
-		fmt.Fprintf(w, "%s\t%d\t%.0f\t%.2f\t%.2f\t%d\t%s\t\n", r.what, r.conns, r.r.Rate()*float64(r.per),
-			float64(r.r.P50.Microseconds())/1000, float64(r.r.P99.Microseconds())/1000, r.r.Failed, ratio)
+		each := func(d time.Duration) string {
+			if d == 0 || r.r.Requests == 0 {
+				return "-"
+			}
+			return fmt.Sprintf("%.0f", float64(d.Microseconds())/float64(r.r.Requests*int64(r.per)))
+		}
+		fmt.Fprintf(w, "%s\t%d\t%.0f\t%.2f\t%.2f\t%d\t%s\t%s\t%s\t%s\t%s\t\n", r.what, r.conns, r.r.Rate()*float64(r.per),
+			float64(r.r.P50.Microseconds())/1000, float64(r.r.P99.Microseconds())/1000, r.r.Failed, ratio, each(r.vault), each(r.keys), r.stages.commit(), r.stages.call())
 	}
 	return w.Flush()
 }
