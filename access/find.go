@@ -83,7 +83,7 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 			}
 			continue
 		}
-		index, err := b.recordLookup(ctx, q, seen{policy: p, subject: s}, d)
+		index, err := b.recordLookup(ctx, q, seen{policy: p, until: d.Until, subject: s}, d)
 		if err != nil {
 			return LookupResult{}, err
 		}
@@ -91,7 +91,7 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 		result.Records = append(result.Records, index)
 	}
 	if len(result.Subjects) == 0 {
-		index, err := b.recordLookup(ctx, q, seen{policy: p}, d)
+		index, err := b.recordLookup(ctx, q, seen{policy: p, until: d.Until}, d)
 		if err != nil {
 			return LookupResult{}, err
 		}

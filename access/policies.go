@@ -234,3 +234,6 @@ func (b *Broker) CallerOf(id string) (verify.Caller, bool) {
 	c, ok := b.current.Load().bundle.Caller(id)
 	return verify.Caller{ID: c.ID, Kind: c.Kind, Role: c.Role}, ok
 }
+
+// Operator returns the controller that the policy in force names.
+func (b *Broker) Operator() policy.Operator { return b.current.Load().bundle.Operator() }

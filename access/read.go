@@ -130,7 +130,8 @@ func facts(l *consent.List) []policy.Consent {
 	for i, c := range l.Consents {
 		out[i] = policy.Consent{
 			ID: c.ID.String(), Purpose: c.Purpose, Policy: c.Policy, State: c.State, Fields: c.Fields,
-			Recipients: c.Recipients, NotAfter: c.NotAfter, SeparateDocument: c.SeparateDocument, Entry: c.Entry,
+			Recipients: c.Recipients, NotAfter: c.NotAfter, SeparateDocument: c.SeparateDocument,
+			Entry: max(c.Entry, c.WithdrawnEntry), // of its last event
 		}
 	}
 	return out
@@ -226,6 +227,7 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 	entry.Purpose, entry.Ground, entry.Evidence = q.Purpose, d.Ground, d.Evidence
 	entry.Policy, entry.Sidecar = p.Version, b.sidecar
 	entry.Decision, entry.Rules, entry.DetailCommit = verify.Allow, d.Rules, commit
+	state.until = d.Until
 	receipt, err := b.append(ctx, entry, state, sealed)
 	if err != nil {
 		return nil, err

@@ -72,13 +72,17 @@ func detailKey(index int64) []byte {
 // seen is the state that a request was decided on.
 type seen struct {
 	policy   *published
+	until    time.Time      // when what was decided ends; zero: it has no end
 	subject  *vault.Subject // nil when the decision did not look at it
 	consents *consent.List  // nil when the decision did not look at them
 }
 
-// expect makes change fail when what was seen has changed.
-func (s seen) expect(change *kv.Change) {
+// expect makes change fail at time t when what was seen has changed or ended.
+func (s seen) expect(change *kv.Change, t time.Time) {
 	s.policy.expect(change)
+	if !s.until.IsZero() && !t.Before(s.until) {
+		change.Expect(policyHeadKey, nil, errAgain) // there is always a policy, so this never holds
+	}
 	if s.subject != nil {
 		s.subject.Expect(change)
 	}
@@ -91,7 +95,7 @@ func (s seen) expect(change *kv.Change) {
 func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, sealedDetail []byte) (ledger.Receipt, error) {
 	receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
 		var change kv.Change
-		s.expect(&change)
+		s.expect(&change, at.Time)
 		if sealedDetail != nil {
 			change.Set(detailKey(at.Index), sealedDetail)
 		}

@@ -3,6 +3,8 @@ package vault
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 )
@@ -38,6 +40,10 @@ func (r *Row) Field(name string) []byte {
 		}
 	}
 	return nil
+}
+
+func sortFields(fields []Field) {
+	slices.SortFunc(fields, func(a, b Field) int { return strings.Compare(a.Name, b.Name) })
 }
 
 const rowFormat = 1

@@ -11,7 +11,6 @@
 package vault
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -19,6 +18,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -253,7 +253,7 @@ func (v *Vault) SetRestriction(s *Subject, on bool) kv.Change {
 func (v *Vault) seal(ctx context.Context, s *Subject, create bool, records map[*schema.Collection]Plain, carry []Field) (*Prepared, error) {
 	p := &Prepared{subject: s}
 	collections := slices.SortedFunc(maps.Keys(records), func(a, b *schema.Collection) int {
-		return bytes.Compare([]byte(a.Name()), []byte(b.Name()))
+		return strings.Compare(a.Name(), b.Name())
 	})
 
 	var fields []SealField
@@ -312,7 +312,7 @@ func (v *Vault) seal(ctx context.Context, s *Subject, create bool, records map[*
 			}
 			row.Fields = append(row.Fields, f)
 		}
-		slices.SortFunc(row.Fields, func(a, b Field) int { return bytes.Compare([]byte(a.Name), []byte(b.Name)) })
+		sortFields(row.Fields)
 		p.add(s, c.Name(), row)
 	}
 	return p, nil

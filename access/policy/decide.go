@@ -260,6 +260,7 @@ func (b *Bundle) askRead(c *caller, g *grant, a *agreement, col *collection, mod
 	switch {
 	case d.Ground == verify.GroundService && a != nil:
 		d.Evidence = &verify.Evidence{Type: verify.EvidenceAgreement, ID: a.ID, Entry: r.PolicyEntry}
+		d.Until = a.to
 	case d.Ground == verify.GroundService:
 		d.Evidence = &verify.Evidence{Type: verify.EvidencePurpose, ID: g.purpose.ID, Entry: r.PolicyEntry}
 	default:
@@ -268,6 +269,7 @@ func (b *Bundle) askRead(c *caller, g *grant, a *agreement, col *collection, mod
 			return b.denyConsent(d, why, col, req, ctx)
 		}
 		d.Evidence = &verify.Evidence{Type: verify.EvidenceConsent, ID: found.ID, Entry: found.Entry}
+		d.Until = found.NotAfter
 		ctx["consent"] = b.consentRecord(g.purpose, found)
 	}
 	req.Context = cedar.NewRecord(ctx)
@@ -281,14 +283,14 @@ func (b *Bundle) askRead(c *caller, g *grant, a *agreement, col *collection, mod
 			delete(ctx, "consent")
 			return b.denyConsent(d, Decision{Reason: ReasonForbiddenByRule, Rules: rules}, col, req, ctx)
 		}
-		d.Evidence, d.Reason, d.Rules = nil, ReasonForbiddenByRule, rules
+		d.Evidence, d.Until, d.Reason, d.Rules = nil, time.Time{}, ReasonForbiddenByRule, rules
 		return d
 	}
 	if state := stateOf(r.Subject); state != stateNeutral {
 		if allow, rules, err = b.engine.ask(col.entities[state], req); err != nil {
 			return deny(ReasonPolicyError, "", "")
 		} else if !allow {
-			d.Evidence, d.Reason, d.Rules = nil, stateReason(r.Subject), rules
+			d.Evidence, d.Until, d.Reason, d.Rules = nil, time.Time{}, stateReason(r.Subject), rules
 			return d
 		}
 	}
@@ -299,7 +301,7 @@ func (b *Bundle) askRead(c *caller, g *grant, a *agreement, col *collection, mod
 // denyConsent denies for want of a consent, unless a rule forbids the request whatever the consents are:
 // then that is the answer, so that it cannot be told from the denial whether the person consented.
 func (b *Bundle) denyConsent(d, why Decision, col *collection, req cedar.Request, ctx cedar.RecordMap) Decision {
-	d.Evidence, d.Reason, d.Rules, d.Missing = nil, why.Reason, why.Rules, why.Missing
+	d.Evidence, d.Until, d.Reason, d.Rules, d.Missing = nil, time.Time{}, why.Reason, why.Rules, why.Missing
 	req.Context = cedar.NewRecord(ctx)
 	_, rules, err := b.engine.ask(col.entities[stateNeutral], req)
 	if err != nil {

@@ -62,3 +62,26 @@ func TestARememberedDecisionEndsWithItsAgreement(t *testing.T) {
 		}
 	}
 }
+
+func TestAnAllowSaysWhenItsEvidenceEnds(t *testing.T) {
+	end := now.Truncate(time.Second).Add(time.Hour)
+	b := mustChange(t, func(d *policy.Document) { d.Agreements[0].EffectiveTo = end.Format(time.RFC3339) })
+	terms, _ := b.ConsentTerms("newsletter")
+	r := policy.Request{
+		Action: policy.ActionRead, Authn: "token", Collection: "profile", Fields: []string{"name"},
+		Mode: verify.ModeReveal, Subject: policy.Subject{Exists: true}, Now: now,
+		Consents: []policy.Consent{{
+			ID: "c", Purpose: "newsletter", Policy: 1, State: policy.ConsentGiven, Fields: terms.Fields, Recipients: terms.Recipients,
+			NotAfter: end, SeparateDocument: true,
+		}},
+	}
+	for _, tt := range []struct {
+		caller, purpose string
+		until           time.Time
+	}{{"courier", "partner-delivery", end}, {"shop", "newsletter", end}, {"shop", "account", time.Time{}}, {"auditor", "account", time.Time{}}} {
+		r.Caller, r.Purpose = tt.caller, tt.purpose
+		if d := b.Decide(r); !d.Until.Equal(tt.until) {
+			t.Errorf("%s, %s: until %v, allow %v", tt.caller, tt.purpose, d.Until, d.Allow)
+		}
+	}
+}

@@ -84,6 +84,7 @@ type Decision struct {
 	Recipient *verify.Recipient // when the caller and the purpose belong together
 	Reason    string            // when denied
 	Missing   []Missing         // when denied: what would have to be there
+	Until     time.Time         // when allowed: the evidence ends at this time, exclusive; zero: it has no end
 }
 
 // Missing is one thing that a denied request lacks.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/prototypster/pdvault/api"
 	"github.com/prototypster/pdvault/api/server"
 )
 
@@ -123,7 +124,12 @@ func (d *Daemon) serverConfig() (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
+	operator := d.broker.Operator()
 	config := server.Config{
+		Issuer: server.Issuer{
+			Controller:   api.ReceiptParty{PartyID: operator.ID, PartyName: operator.Name, PartyContact: operator.Contact, PartyType: "controller"},
+			Jurisdiction: operator.Jurisdiction,
+		},
 		Broker: d.broker, Authenticator: tokens, Listen: d.config.Listen, MetricsListen: d.config.MetricsListen,
 		Registry: d.registry, Checks: d.checks(), Logger: d.log,
 	}

@@ -49,6 +49,7 @@ func TestMaskProperties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s := rapid.OneOf(rapid.String(), rapid.StringMatching(`[a-z*]{0,6}@[a-z*]{0,3}\.[a-z]{1,3}`),
 			rapid.StringMatching(`\+?[0-9 ]{0,14}`), rapid.StringMatching(`[0-9]{4}-[0-9]{2}-[0-9]{2}`)).Draw(rt, "s")
+		s = strings.ReplaceAll(s, "*", "x") // what the value shows could not be told from what hides it
 		for _, f := range maskedFields() {
 			checkMask(t, c, f, s)
 		}

@@ -114,7 +114,8 @@ func (c *Collection) unnormalised(f *field, v any) []Violation {
 	return vs
 }
 
-// Split returns the compact JSON bytes of each field of a record. It checks that the record is strict JSON
+// Split returns the JSON of each field of a record in its canonical form (RFC 8785), so that equal values are
+// equal bytes and can be compared where they are sealed. It checks that the record is strict JSON
 // and that its members are fields, and nothing else: see Validate.
 func (c *Collection) Split(raw []byte) (map[string][]byte, error) {
 	if _, err := decode(raw, MaxRecordSize, MaxRecordDepth); err != nil {
@@ -142,7 +143,7 @@ func (c *Collection) Split(raw []byte) (map[string][]byte, error) {
 			return nil, fmt.Errorf("%w: a member is not declared", ErrField)
 		}
 		value = value.Clone()
-		if err := value.Compact(); err != nil {
+		if err := value.Canonicalize(); err != nil {
 			return nil, fmt.Errorf("%w: not strict JSON", ErrRecord)
 		}
 		out[key] = value

@@ -111,8 +111,9 @@ func (p *Process) signal(s syscall.Signal) {
 	}
 }
 
-// Memory returns the resident memory of the process and its highest value so far, in bytes.
-func (p *Process) Memory() (now, peak int64) {
+// Memory returns, in bytes, the memory that the process alone holds, and the highest value so far of its
+// resident memory, which counts mapped files as well: pages that the kernel can take back.
+func (p *Process) Memory() (own, peak int64) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		return 0, 0
@@ -124,13 +125,13 @@ func (p *Process) Memory() (now, peak int64) {
 		}
 		kb, _ := strconv.ParseInt(f[1], 10, 64) // the kernel writes numbers
 		switch f[0] {
-		case "VmRSS:":
-			now = kb << 10
+		case "RssAnon:":
+			own = kb << 10
 		case "VmHWM:":
 			peak = kb << 10
 		}
 	}
-	return now, peak
+	return own, peak
 }
 
 // CPU returns the processor time that the process has used so far, in steps of 10 ms.

@@ -397,9 +397,10 @@ func (in *instance) ready(ctx context.Context) error {
 
 // memory notes what the programs use.
 func (in *instance) memory() {
-	_, vault := in.Vault.Memory()
-	_, keys := in.Keys.Memory()
-	in.b.rows = append(in.b.rows, row{what: "memory, peak", note: fmt.Sprintf("pdvault %d MB, pdkeys %d MB, %d subjects", vault>>20, keys>>20, in.next)})
+	vault, vaultPeak := in.Vault.Memory()
+	keys, keysPeak := in.Keys.Memory()
+	in.b.rows = append(in.b.rows, row{what: "memory", note: fmt.Sprintf("%d subjects: pdvault %d MB (peak with mapped files %d), pdkeys %d MB (%d)",
+		in.next, vault>>20, vaultPeak>>20, keys>>20, keysPeak>>20)})
 }
 
 func (b *bench) print() error {
