@@ -13,6 +13,7 @@ package access
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -42,6 +43,9 @@ var (
 	// ErrUnavailable is returned when the access record cannot be written, or the sidecar cannot answer.
 	// No plaintext has left.
 	ErrUnavailable = errors.New("access: temporarily unavailable")
+	// ErrBatchTooLarge is returned for the items of a batch that no longer fit into its answer. They were
+	// not recorded; read them in another batch.
+	ErrBatchTooLarge = errors.New("access: answer of the batch would be too large")
 	// ErrLimited is returned when a caller is over its budget.
 	ErrLimited = errors.New("access: budget of the caller is used up")
 	// ErrIntegrity is returned when stored state contradicts itself, the ledger or its own authentication.
@@ -99,6 +103,8 @@ type ReadRequest struct {
 	Mode          string // verify.ModeReveal (also when empty) or verify.ModeMask
 	Reference     string // order or ticket number, sealed
 	Justification string // free text, sealed
+
+	batch *atomic.Int64 // of a batch: bytes admitted so far
 }
 
 // ReadResult is a served read.
@@ -128,6 +134,9 @@ type BatchRequest struct {
 
 // MaxBatch is the largest number of reads in a BatchRequest.
 const MaxBatch = 1000
+
+// MaxBatchBytes bounds the values that one batch discloses.
+const MaxBatchBytes = 16 << 20
 
 // BatchResult is the outcome of one item; exactly one of Read and Err is set.
 type BatchResult struct {

@@ -9,11 +9,12 @@ import (
 	"github.com/prototypster/pdvault/access/ledger"
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/access/policy"
+	"github.com/prototypster/pdvault/vault"
 )
 
 // Entries returns a page of ledger entries that the filter selects, for an auditor.
 func (b *Broker) Entries(ctx context.Context, r Request, f EntryFilter) (EntryPage, error) {
-	if _, err := b.permit(ctx, r, policy.ActionAccessRecords, "", noSubject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionAccessRecords, "", noSubject); err != nil {
 		return EntryPage{}, err
 	}
 	q := ledger.Filter{
@@ -24,6 +25,13 @@ func (b *Broker) Entries(ctx context.Context, r Request, f EntryFilter) (EntryPa
 		q.Kinds = []string{f.Kind}
 	}
 	if f.Subject != uuid.Nil {
+		_, err := b.subjectState(ctx, f.Subject)
+		if errors.Is(err, vault.ErrNoSubject) {
+			return EntryPage{Next: -1}, nil // nobody's reference is known, so no entry is about them
+		}
+		if err != nil {
+			return EntryPage{}, err
+		}
 		ref, _, err := b.ref(ctx, f.Subject, nil)
 		if err != nil {
 			return EntryPage{}, err
@@ -46,7 +54,7 @@ func (b *Broker) Entries(ctx context.Context, r Request, f EntryFilter) (EntryPa
 
 // Entry returns the entry at index as it is stored and hashed.
 func (b *Broker) Entry(ctx context.Context, r Request, index int64) (Entry, error) {
-	if _, err := b.permit(ctx, r, policy.ActionAccessRecords, "", noSubject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionAccessRecords, "", noSubject); err != nil {
 		return Entry{}, err
 	}
 	raw, err := b.ledger.Entry(ctx, index)
@@ -58,7 +66,7 @@ func (b *Broker) Entry(ctx context.Context, r Request, index int64) (Entry, erro
 
 // Proof returns the entry's C2SP tlog-proof against the newest checkpoint.
 func (b *Broker) Proof(ctx context.Context, r Request, index int64) ([]byte, error) {
-	if _, err := b.permit(ctx, r, policy.ActionAccessRecords, "", noSubject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionAccessRecords, "", noSubject); err != nil {
 		return nil, err
 	}
 	proof, err := b.ledger.ProofFile(ctx, index)
@@ -68,7 +76,7 @@ func (b *Broker) Proof(ctx context.Context, r Request, index int64) ([]byte, err
 // LogCheckpoint returns the newest checkpoint that the witness has cosigned, or the newest one while there is
 // none. The witness is a few milliseconds behind a ledger that grows.
 func (b *Broker) LogCheckpoint(ctx context.Context, r Request) ([]byte, error) {
-	if _, err := b.permit(ctx, r, policy.ActionLedgerRead, "", noSubject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionLedgerRead, "", noSubject); err != nil {
 		return nil, err
 	}
 	if cosigned := b.ledger.Cosigned(); cosigned.Note != nil {
@@ -79,7 +87,7 @@ func (b *Broker) LogCheckpoint(ctx context.Context, r Request) ([]byte, error) {
 
 // LogTile returns a tile or an entry bundle by its C2SP tlog-tiles path, such as tile/0/000.
 func (b *Broker) LogTile(ctx context.Context, r Request, path string) ([]byte, error) {
-	if _, err := b.permit(ctx, r, policy.ActionLedgerRead, "", noSubject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionLedgerRead, "", noSubject); err != nil {
 		return nil, err
 	}
 	t, err := verify.ParseTilePath(path)
@@ -98,7 +106,7 @@ func (b *Broker) LogTile(ctx context.Context, r Request, path string) ([]byte, e
 // LoginDenied records that a request could not be authenticated. It never fails the request further, and
 // it is budgeted, so that a storm of bad tokens cannot fill the ledger.
 func (b *Broker) LoginDenied(ctx context.Context, r Request, reason string) {
-	if !b.budgets.login(b.now()) {
+	if b.budgets.login(b.now()) != nil {
 		return
 	}
 	entry := b.newEntry(verify.KindLoginDenied, r)

@@ -78,8 +78,9 @@ type Broker struct {
 	now         func() time.Time
 	log         *slog.Logger
 
-	refs    *lru.Cache[uuid.UUID, [32]byte] // references of subjects; never stored beside their ids on disk
-	current atomic.Pointer[published]       // the policy that decides; replaced by publish and reload
+	refs    *lru.Cache[uuid.UUID, [32]byte]   // references of subjects; never stored beside their ids on disk
+	earlier *lru.Cache[int64, *policy.Bundle] // earlier versions of the policy that consents were given under
+	current atomic.Pointer[published]         // the policy that decides; replaced by publish and reload
 	budgets budgets
 }
 
@@ -120,8 +121,13 @@ func newBroker(c Config) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("access: reference cache: %w", err)
 	}
+	earlier, err := lru.New[int64, *policy.Bundle](8)
+	if err != nil {
+		return nil, fmt.Errorf("access: policy cache: %w", err)
+	}
 	return &Broker{
-		store: c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
+		earlier: earlier,
+		store:   c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
 		failureCode: c.FailureCode, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
 	}, nil
 }
@@ -167,13 +173,25 @@ func (b *Broker) decide(p *published, r Request, q policy.Request) policy.Decisi
 }
 
 // permit decides an action without a purpose; a denial is recorded and returned.
-func (b *Broker) permit(ctx context.Context, r Request, action, collection string, subject uuid.UUID) (*published, error) {
-	p := b.current.Load()
+func (b *Broker) permit(ctx context.Context, p *published, r Request, action, collection string, subject uuid.UUID) error {
 	d := b.decide(p, r, policy.Request{Action: action, Collection: collection})
 	if d.Allow {
-		return p, nil
+		return nil
 	}
-	return nil, b.recordDenial(ctx, p, r, denial{decision: d, subject: subject, collection: collection, mode: action})
+	return b.recordDenial(ctx, p, r, denial{decision: d, subject: subject, collection: collection, mode: action})
+}
+
+// permitOn decides again once the subject is known. What depends on the caller alone was decided before by
+// permit, so a caller without rights has learned nothing about the subject.
+func (b *Broker) permitOn(ctx context.Context, p *published, r Request, action, collection string, s *vault.Subject) error {
+	d := b.decide(p, r, policy.Request{
+		Action: action, Collection: collection,
+		Subject: policy.Subject{Exists: s.Exists(), Restricted: s.Head.Restricted, Erased: s.Head.Erased},
+	})
+	if d.Allow {
+		return nil
+	}
+	return b.recordDenial(ctx, p, r, denial{decision: d, subject: s.ID, collection: collection, mode: action})
 }
 
 // ref returns the reference of subject in the ledger, and seals detail when there is one.

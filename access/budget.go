@@ -7,53 +7,71 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// budgets holds the rate limiters of callers, by the limits of the policy in force.
+// Fixed budgets, which protect the ledger and not people.
+const (
+	denialsPerMinute = 3000 // of one caller; each is a durable entry
+	loginsPerMinute  = 60   // of everybody together
+)
+
+// budgets holds the rate limiters of callers. Reads and lookups have the limits of the policy; a new policy
+// changes the limits and gives nobody a new start.
 type budgets struct {
-	mu      sync.Mutex // guards all below
-	version int64      // of the policy that the limiters were made for
-	reads   map[string]*rate.Limiter
-	lookups map[string]*rate.Limiter
-	logins  *rate.Limiter
+	mu       sync.Mutex // guards the maps, not the limiters in them
+	limiters map[budget]*rate.Limiter
 }
 
-// login reports whether one more login.denied may be recorded: one a second, at most 60 at once.
-func (b *budgets) login(now time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.logins == nil {
-		b.logins = rate.NewLimiter(1, 60)
-	}
-	return b.logins.AllowN(now, 1)
-}
+type budget struct{ kind, caller string }
 
+// read takes one read of a caller's.
 func (b *budgets) read(p *published, caller string, now time.Time) error {
-	return b.take(p, &b.reads, p.bundle.Limits().ReadsPerMinute, caller, now)
+	return b.take("read", caller, p.bundle.Limits().ReadsPerMinute, now)
 }
 
+// lookup takes one lookup of a caller's. Whatever tells whether a value is known counts as one.
 func (b *budgets) lookup(p *published, caller string, now time.Time) error {
-	return b.take(p, &b.lookups, p.bundle.Limits().LookupsPerMinute, caller, now)
+	return b.take("lookup", caller, p.bundle.Limits().LookupsPerMinute, now)
 }
 
-// take takes one of perMinute; 0 means that there is no limit.
-func (b *budgets) take(p *published, limiters *map[string]*rate.Limiter, perMinute int, caller string, now time.Time) error {
-	if perMinute == 0 {
-		return nil
-	}
-	b.mu.Lock()
-	if b.version != p.Version {
-		b.version, b.reads, b.lookups = p.Version, nil, nil
-	}
-	if *limiters == nil {
-		*limiters = make(map[string]*rate.Limiter)
-	}
-	l := (*limiters)[caller]
-	if l == nil {
-		l = rate.NewLimiter(rate.Limit(float64(perMinute)/60), perMinute)
-		(*limiters)[caller] = l
-	}
-	b.mu.Unlock()
-	if !l.AllowN(now, 1) {
+// lookupLeft reports whether a caller could take one lookup, without taking it.
+func (b *budgets) lookupLeft(p *published, caller string, now time.Time) bool {
+	l := b.limiter("lookup", caller, p.bundle.Limits().LookupsPerMinute, now)
+	return l == nil || l.TokensAt(now) >= 1
+}
+
+// denial takes one recorded denial of a caller's.
+func (b *budgets) denial(caller string, now time.Time) error {
+	return b.take("denial", caller, denialsPerMinute, now)
+}
+
+// login takes one recorded refusal to authenticate.
+func (b *budgets) login(now time.Time) error { return b.take("login", "", loginsPerMinute, now) }
+
+func (b *budgets) take(kind, caller string, perMinute int, now time.Time) error {
+	if l := b.limiter(kind, caller, perMinute, now); l != nil && !l.AllowN(now, 1) {
 		return ErrLimited
 	}
 	return nil
+}
+
+// limiter returns the limiter of a budget at its present limit; nil when there is no limit.
+func (b *budgets) limiter(kind, caller string, perMinute int, now time.Time) *rate.Limiter {
+	if perMinute == 0 {
+		return nil
+	}
+	limit := rate.Limit(float64(perMinute) / 60)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.limiters[budget{kind, caller}]
+	switch {
+	case l == nil:
+		l = rate.NewLimiter(limit, perMinute)
+		if b.limiters == nil {
+			b.limiters = make(map[budget]*rate.Limiter)
+		}
+		b.limiters[budget{kind, caller}] = l
+	case l.Limit() != limit:
+		l.SetLimitAt(now, limit)
+		l.SetBurstAt(now, perMinute)
+	}
+	return l
 }

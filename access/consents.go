@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -19,8 +20,8 @@ import (
 // purpose has in the policy now, so that a later policy cannot widen what was agreed to.
 func (b *Broker) GiveConsent(ctx context.Context, q ConsentRequest) (Consent, error) {
 	return again(func() (Consent, error) {
-		p, err := b.permit(ctx, q.Request, policy.ActionConsentGive, "", q.Subject)
-		if err != nil {
+		p := b.current.Load()
+		if err := b.permit(ctx, p, q.Request, policy.ActionConsentGive, "", q.Subject); err != nil {
 			return Consent{}, err
 		}
 		before, done, err := b.replay(ctx, q.Request, q.Idempotency)
@@ -37,16 +38,17 @@ func (b *Broker) GiveConsent(ctx context.Context, q ConsentRequest) (Consent, er
 			}
 			return Consent{}, wrapf(ErrIntegrity, "consent of an idempotency key is not there")
 		}
-		given, err := b.newConsent(p, q)
+		if err := b.permitOn(ctx, p, q.Request, policy.ActionConsentGive, "", s); err != nil {
+			return Consent{}, err
+		}
+		given, err := b.newConsent(ctx, p, q)
 		if err != nil {
 			return Consent{}, err
 		}
-		ref, sealedCapture, err := b.ref(ctx, q.Subject, q.Capture)
+		salted, commit := salt(q.Capture)
+		ref, sealedCapture, err := b.ref(ctx, q.Subject, salted)
 		if err != nil {
 			return Consent{}, err
-		}
-		if len(q.Capture) == 0 {
-			sealedCapture = nil
 		}
 		given.State = l.StateFor(q.Purpose, b.now())
 		if len(l.Consents) >= consent.MaxPerSubject {
@@ -55,7 +57,7 @@ func (b *Broker) GiveConsent(ctx context.Context, q ConsentRequest) (Consent, er
 
 		entry := b.newEntry(verify.KindConsentGiven, q.Request)
 		entry.SubjectRef, entry.Policy = encodeRef(ref[:]), p.Version
-		entry.Consent = consentChange(given)
+		entry.Consent, entry.DetailCommit = consentChange(given), commit
 		_, err = b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
 			given.Entry, given.GivenAt = at.Index, at.Time
 			var change kv.Change
@@ -70,14 +72,20 @@ func (b *Broker) GiveConsent(ctx context.Context, q ConsentRequest) (Consent, er
 	})
 }
 
-// newConsent fills a consent from the request and the policy.
-func (b *Broker) newConsent(p *published, q ConsentRequest) (Consent, error) {
-	terms, ok := p.bundle.ConsentTerms(q.Purpose)
+// newConsent fills a consent from the request and the version of the policy that the person was shown: what
+// a later version adds was not agreed to.
+func (b *Broker) newConsent(ctx context.Context, p *published, q ConsentRequest) (Consent, error) {
+	bundle := p.bundle
+	if q.Policy != 0 && q.Policy != p.Version {
+		var err error
+		if bundle, err = b.bundleOf(ctx, p, q.Policy); err != nil {
+			return Consent{}, err
+		}
+	}
+	terms, ok := bundle.ConsentTerms(q.Purpose)
 	switch {
 	case !ok:
 		return Consent{}, &FieldError{"/purpose", "is not a purpose of the policy that rests on consent"}
-	case q.Policy < 0 || q.Policy > p.Version:
-		return Consent{}, &FieldError{"/policy", "is not a published version"}
 	case !q.NotAfter.IsZero() && !q.NotAfter.After(b.now()):
 		return Consent{}, &FieldError{"/not_after", "must be in the future"}
 	}
@@ -95,17 +103,40 @@ func (b *Broker) newConsent(p *published, q ConsentRequest) (Consent, error) {
 	return c, nil
 }
 
+// bundleOf returns the bundle of an earlier version.
+func (b *Broker) bundleOf(ctx context.Context, p *published, version int64) (*policy.Bundle, error) {
+	if version < 1 || version > p.Version {
+		return nil, &FieldError{"/policy", "is not a published version"}
+	}
+	if bundle, ok := b.earlier.Get(version); ok {
+		return bundle, nil
+	}
+	info, raw, err := b.policyVersion(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	old := &published{PolicyVersion: info}
+	if old.bundle, err = policy.Parse(raw); err != nil {
+		return nil, fmt.Errorf("%w: published policy cannot be read: %w", ErrIntegrity, err)
+	}
+	if err := b.attestedPublication(ctx, old); err != nil {
+		return nil, err
+	}
+	b.earlier.Add(version, old.bundle)
+	return old.bundle, nil
+}
+
 // WithdrawConsent ends a consent. Reads that rest on it are denied from the moment that this commits;
 // withdrawing again changes nothing.
 func (b *Broker) WithdrawConsent(ctx context.Context, r Request, id uuid.UUID) (Consent, error) {
 	return again(func() (Consent, error) {
-		p, err := b.permit(ctx, r, policy.ActionConsentWithdraw, "", noSubject)
-		if err != nil {
+		p := b.current.Load()
+		if err := b.permit(ctx, p, r, policy.ActionConsentWithdraw, "", noSubject); err != nil {
 			return Consent{}, err
 		}
 		var l *consent.List
 		var subject uuid.UUID
-		err = b.store.View(ctx, func(reader kv.Reader) error {
+		err := b.store.View(ctx, func(reader kv.Reader) error {
 			var err error
 			if subject, err = consent.Owner(reader, id); err != nil {
 				return err
@@ -137,6 +168,7 @@ func (b *Broker) WithdrawConsent(ctx context.Context, r Request, id uuid.UUID) (
 		var withdrawn Consent
 		_, err = b.ledger.Append(ctx, entry, func(at ledger.Position) (change kv.Change) {
 			change, withdrawn = l.Withdraw(id, at.Time, at.Index)
+			p.expect(&change)
 			return change
 		})
 		return withdrawn, b.mapAppend(ctx, err)
@@ -145,7 +177,7 @@ func (b *Broker) WithdrawConsent(ctx context.Context, r Request, id uuid.UUID) (
 
 // Consents returns the consents of a subject, oldest first, with their states now.
 func (b *Broker) Consents(ctx context.Context, r Request, subject uuid.UUID) ([]Consent, error) {
-	if _, err := b.permit(ctx, r, policy.ActionConsentList, "", subject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionConsentList, "", subject); err != nil {
 		return nil, err
 	}
 	_, l, err := b.consentsOf(ctx, subject)

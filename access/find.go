@@ -56,12 +56,16 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 			return err
 		}
 		for _, id := range ids {
-			s, err := vault.Load(r, id)
+			s, err := vault.Load(r, id, q.Collection)
 			if errors.Is(err, vault.ErrNoSubject) {
 				return wrapf(ErrIntegrity, "index names a subject that is not there")
 			}
 			if err != nil {
 				return err
+			}
+			// A row of the index is believed only when the record says the same.
+			if !s.Indexed(c, q.Field, normaliser, token) {
+				return wrapf(ErrIntegrity, "index names a subject whose record does not")
 			}
 			found = append(found, s)
 		}
@@ -78,9 +82,11 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 		if !d.Allow {
 			// A restricted subject is not found, and that somebody sought it is recorded.
 			refusal.decision, refusal.subject = d, s.ID
-			if err := b.recordDenial(ctx, p, q.Request, refusal); !errors.Is(err, ErrDenied) {
+			var denied *DeniedError
+			if err := b.recordDenial(ctx, p, q.Request, refusal); !errors.As(err, &denied) {
 				return LookupResult{}, err
 			}
+			result.Records = append(result.Records, denied.Record)
 			continue
 		}
 		index, err := b.recordLookup(ctx, q, seen{policy: p, until: d.Until, subject: s}, d)
@@ -90,7 +96,7 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 		result.Subjects = append(result.Subjects, s.ID)
 		result.Records = append(result.Records, index)
 	}
-	if len(result.Subjects) == 0 {
+	if len(result.Records) == 0 {
 		index, err := b.recordLookup(ctx, q, seen{policy: p, until: d.Until}, d)
 		if err != nil {
 			return LookupResult{}, err

@@ -21,7 +21,7 @@ const idempotencyTTL = 24 * time.Hour
 //
 // Stored as JSON under 'i' ‖ SHA-256(caller ‖ 0 ‖ route ‖ 0 ‖ key), in the transaction of the effect.
 type outcome struct {
-	Fingerprint string    `json:"f"` // hex SHA-256 of the body
+	Fingerprint string    `json:"f"` // hex PRF, by the sidecar, of the SHA-256 of the body
 	Subject     uuid.UUID `json:"s"`
 	Consent     uuid.UUID `json:"c,omitzero"`
 	Version     uint64    `json:"v,omitzero"`
@@ -43,7 +43,13 @@ func (b *Broker) replay(ctx context.Context, r Request, id Idempotency) (e earli
 		return earlier{}, false, nil
 	}
 	scope := sha256.Sum256(bytes.Join([][]byte{[]byte(r.Caller.ID), []byte(id.Route), []byte(id.Key)}, []byte{0}))
-	e = earlier{key: append([]byte{'i'}, scope[:]...), fingerprint: hex.EncodeToString(id.Fingerprint[:])}
+	// A digest of a body is as good as its personal data to who can guess that: it is kept only under a key
+	// of the sidecar. No collection has this name.
+	fingerprint, err := b.opener.IndexToken(ctx, "#idempotency", "body", 0, hex.EncodeToString(id.Fingerprint[:]))
+	if err != nil {
+		return earlier{}, false, wrapf(err, "computing the fingerprint")
+	}
+	e = earlier{key: append([]byte{'i'}, scope[:]...), fingerprint: hex.EncodeToString(fingerprint)}
 	err = b.store.View(ctx, func(reader kv.Reader) error {
 		rows, err := reader.Get(e.key)
 		if err != nil {

@@ -43,15 +43,27 @@ func (p *published) expect(change *kv.Change) { change.Expect(policyHeadKey, p.r
 
 // reload makes the newest published policy the one that decides.
 func (b *Broker) reload(ctx context.Context) error {
-	p, err := b.loadPolicy(ctx)
+	p, err := b.loadPolicy(ctx, b.current.Load())
 	if err != nil {
 		return err
 	}
-	b.current.Store(p)
+	b.adopt(p)
 	return nil
 }
 
-func (b *Broker) loadPolicy(ctx context.Context) (*published, error) {
+// adopt makes p the policy that decides, unless a newer one does already.
+func (b *Broker) adopt(p *published) {
+	for {
+		now := b.current.Load()
+		if now != nil && now.Version >= p.Version || b.current.CompareAndSwap(now, p) {
+			return
+		}
+	}
+}
+
+// loadPolicy reads the newest published policy; known is returned when it is that. The rows are believed only
+// as far as the ledger bears them out: whoever can write into the store must not be able to decide.
+func (b *Broker) loadPolicy(ctx context.Context, known *published) (*published, error) {
 	p := new(published)
 	var raw []byte
 	err := b.store.View(ctx, func(r kv.Reader) error {
@@ -66,6 +78,9 @@ func (b *Broker) loadPolicy(ctx context.Context) (*published, error) {
 			return err
 		}
 		p.raw = head[0]
+		if known != nil && bytes.Equal(known.raw, p.raw) {
+			return nil
+		}
 		bundle, err := r.Get(policyBundleKey(p.Version))
 		if err != nil {
 			return err
@@ -73,17 +88,60 @@ func (b *Broker) loadPolicy(ctx context.Context) (*published, error) {
 		raw = bundle[0]
 		return nil
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, wrapf(err, "loading the policy")
+	case raw == nil:
+		return known, nil
 	}
 	if p.bundle, err = policy.Parse(raw); err != nil {
 		return nil, fmt.Errorf("%w: published policy cannot be read: %w", ErrIntegrity, err)
 	}
-	if p.bundle.SHA256() != p.SHA256 {
-		return nil, wrapf(ErrIntegrity, "published policy is not the one that its entry names")
-	}
-	return p, nil
+	return p, b.attested(ctx, p)
 }
+
+// attested checks that the ledger holds the publication of p, and that its latest entries rest on no newer one.
+func (b *Broker) attested(ctx context.Context, p *published) error {
+	if err := b.attestedPublication(ctx, p); err != nil {
+		return err
+	}
+	size := b.ledger.Checkpoint().Size
+	for i := max(p.Entry+1, size-recentEntries); i < size; i++ {
+		raw, err := b.ledger.Entry(ctx, i)
+		if err != nil {
+			return wrapf(err, "reading the latest entries")
+		}
+		if e, err := verify.ParseEntry(raw); err != nil || e.Policy > p.Version {
+			return wrapf(ErrIntegrity, "the ledger rests on a newer policy than the store holds")
+		}
+	}
+	return nil
+}
+
+// attestedPublication checks that the ledger holds the publication of p.
+func (b *Broker) attestedPublication(ctx context.Context, p *published) error {
+	cp := b.ledger.Checkpoint()
+	entry, err := b.ledger.Entry(ctx, p.Entry)
+	if err != nil {
+		return wrapf(err, "reading the publication of the policy")
+	}
+	proof, err := b.ledger.ProveInclusion(ctx, p.Entry, cp.Size)
+	if err != nil {
+		return wrapf(err, "proving the publication of the policy")
+	}
+	if err := verify.CheckInclusion(entry, p.Entry, proof, cp.Checkpoint); err != nil {
+		return fmt.Errorf("%w: publication of the policy: %w", ErrIntegrity, err)
+	}
+	e, err := verify.ParseEntry(entry)
+	if err != nil || e.Kind != verify.KindPolicyPublished || e.Bundle == nil || e.Bundle.Version != p.Version ||
+		e.Bundle.SHA256 != p.bundle.SHA256() || p.SHA256 != e.Bundle.SHA256 {
+		return wrapf(ErrIntegrity, "the policy is not the one that was published")
+	}
+	return nil
+}
+
+// recentEntries is how many of the latest entries are searched for a newer policy.
+const recentEntries = 256
 
 func parsePolicyVersion(b []byte) (PolicyVersion, error) {
 	var v PolicyVersion
@@ -105,7 +163,7 @@ func Bootstrap(ctx context.Context, c Config, raw []byte) (*Broker, error) {
 	if err != nil {
 		return nil, wrapf(err, "publishing the first policy")
 	}
-	b.current.Store(p)
+	b.adopt(p)
 	return b, nil
 }
 
@@ -113,15 +171,18 @@ func Bootstrap(ctx context.Context, c Config, raw []byte) (*Broker, error) {
 // already returns their version. policy.ErrBundle tells what is wrong with a bundle.
 func (b *Broker) PublishPolicy(ctx context.Context, r Request, raw []byte) (PolicyVersion, error) {
 	return again(func() (PolicyVersion, error) {
-		before, err := b.permit(ctx, r, policy.ActionPolicyPublish, "", noSubject)
-		if err != nil {
+		if err := b.reload(ctx); err != nil { // another process may have published
+			return PolicyVersion{}, err
+		}
+		before := b.current.Load()
+		if err := b.permit(ctx, before, r, policy.ActionPolicyPublish, "", noSubject); err != nil {
 			return PolicyVersion{}, err
 		}
 		p, err := b.publish(ctx, r, before, raw)
 		if err != nil {
 			return PolicyVersion{}, err
 		}
-		b.current.Store(p)
+		b.adopt(p)
 		return p.PolicyVersion, nil
 	})
 }
@@ -168,8 +229,8 @@ func (b *Broker) publish(ctx context.Context, r Request, before *published, raw 
 
 // Policy returns the policy in force and the bytes of its bundle.
 func (b *Broker) Policy(ctx context.Context, r Request) (PolicyVersion, []byte, error) {
-	p, err := b.permit(ctx, r, policy.ActionPolicyRead, "", noSubject)
-	if err != nil {
+	p := b.current.Load()
+	if err := b.permit(ctx, p, r, policy.ActionPolicyRead, "", noSubject); err != nil {
 		return PolicyVersion{}, nil, err
 	}
 	return b.policyVersion(ctx, p.Version)
@@ -177,7 +238,7 @@ func (b *Broker) Policy(ctx context.Context, r Request) (PolicyVersion, []byte, 
 
 // PolicyVersion returns one published policy and the bytes of its bundle.
 func (b *Broker) PolicyVersion(ctx context.Context, r Request, version int64) (PolicyVersion, []byte, error) {
-	if _, err := b.permit(ctx, r, policy.ActionPolicyRead, "", noSubject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionPolicyRead, "", noSubject); err != nil {
 		return PolicyVersion{}, nil, err
 	}
 	return b.policyVersion(ctx, version)
@@ -201,7 +262,7 @@ func (b *Broker) policyVersion(ctx context.Context, version int64) (v PolicyVers
 
 // PolicyVersions returns all published policies, oldest first.
 func (b *Broker) PolicyVersions(ctx context.Context, r Request) ([]PolicyVersion, error) {
-	if _, err := b.permit(ctx, r, policy.ActionPolicyRead, "", noSubject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionPolicyRead, "", noSubject); err != nil {
 		return nil, err
 	}
 	var versions []PolicyVersion

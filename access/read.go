@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
@@ -35,6 +36,7 @@ func (b *Broker) ReadBatch(ctx context.Context, q BatchRequest) ([]BatchResult, 
 		return nil, &FieldError{"/reads", "must have 1 to 1000 items"}
 	}
 	results := make([]BatchResult, len(q.Reads))
+	var size atomic.Int64 // of the ciphertexts that were admitted
 	// The ledger and the sidecar's client gather what is under way at once; there is nothing to gain from
 	// more at a time than one of their batches.
 	var group errgroup.Group
@@ -43,7 +45,7 @@ func (b *Broker) ReadBatch(ctx context.Context, q BatchRequest) ([]BatchResult, 
 		group.Go(func() error {
 			read, err := b.Read(ctx, ReadRequest{
 				Request: q.Request, Subject: item.Subject, Collection: item.Collection, Fields: item.Fields,
-				Purpose: q.Purpose, Mode: q.Mode, Reference: q.Reference, Justification: q.Justification,
+				Purpose: q.Purpose, Mode: q.Mode, Reference: q.Reference, Justification: q.Justification, batch: &size,
 			})
 			if err != nil {
 				results[i].Err = err
@@ -216,6 +218,9 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 		return nil, b.recordDenial(ctx, p, q.Request, refusal)
 	}
 
+	if q.batch != nil && q.batch.Add(row.Size(q.Fields)) > MaxBatchBytes {
+		return nil, ErrBatchTooLarge
+	}
 	salted, commit := text.encode()
 	ref, sealed, err := b.ref(ctx, q.Subject, salted)
 	if err != nil {

@@ -57,6 +57,14 @@ func (d detail) encode() (salted []byte, commit string) {
 	if err != nil {
 		panic("access: detail cannot be encoded: " + err.Error()) // three strings: a bug here, not input
 	}
+	return salt(text)
+}
+
+// salt returns salt32 ‖ text and the commitment to it, or nothing when text is empty.
+func salt(text []byte) (salted []byte, commit string) {
+	if len(text) == 0 {
+		return nil, ""
+	}
 	salted = make([]byte, 32, 32+len(text))
 	rand.Read(salted)
 	salted = append(salted, text...)
@@ -137,9 +145,13 @@ type denial struct {
 }
 
 // recordDenial appends the denied access and returns what the caller is told. The sidecar is asked for the
-// reference whether or not the subject exists, so that the time taken does not tell; when there is none, or
-// the sidecar cannot answer, the entry goes without it.
+// reference whether or not the subject exists, and never our memory, so that the time taken does not tell;
+// when there is none, or the sidecar cannot answer, the entry goes without it. A caller that is denied all the
+// time is told to wait, since each denial is kept for good.
 func (b *Broker) recordDenial(ctx context.Context, p *published, r Request, d denial) error {
+	if err := b.budgets.denial(r.Caller.ID, b.now()); err != nil {
+		return err
+	}
 	entry := b.newEntry(verify.KindAccess, r)
 	entry.Collection, entry.Fields, entry.Purpose = p.known(d)
 	entry.Mode = d.mode
@@ -150,9 +162,9 @@ func (b *Broker) recordDenial(ctx context.Context, p *published, r Request, d de
 	var sealed []byte
 	if d.subject != uuid.Nil {
 		salted, commit := d.detail.encode()
-		ref, sealedDetail, err := b.ref(ctx, d.subject, salted)
+		ref, sealedDetail, err := b.opener.Prepare(ctx, d.subject, salted)
 		if err == nil {
-			entry.SubjectRef = encodeRef(ref[:])
+			entry.SubjectRef = encodeRef(ref)
 			entry.DetailCommit, sealed = commit, sealedDetail
 			if sealed == nil {
 				entry.DetailCommit = ""

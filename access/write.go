@@ -28,18 +28,21 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 		return Written{}, &FieldError{"/records", "must name at least one collection"}
 	}
 	return again(func() (Written, error) {
+		p := b.current.Load()
+		records := make(map[*schema.Collection]vault.Plain, len(q.Records))
+		for _, name := range slices.Sorted(maps.Keys(q.Records)) {
+			c, plain, err := b.admitWrite(ctx, p, q.Request, noSubject, name, q.Records[name])
+			if err != nil {
+				return Written{}, err
+			}
+			records[c] = plain
+		}
 		before, done, err := b.replay(ctx, q.Request, q.Idempotency)
 		if err != nil || done {
 			return Written{Subject: before.Subject, Version: before.Version, Created: true, Record: before.Entry}, err
 		}
-		var p *published
-		records := make(map[*schema.Collection]vault.Plain, len(q.Records))
-		for _, name := range slices.Sorted(maps.Keys(q.Records)) {
-			c, plain, seen, err := b.admitWrite(ctx, q.Request, noSubject, name, q.Records[name])
-			if err != nil {
-				return Written{}, err
-			}
-			records[c], p = plain, seen
+		if !b.budgets.lookupLeft(p, q.Caller.ID, b.now()) {
+			return Written{}, ErrLimited // see conflict
 		}
 		subject := uuid.New()
 		prepared, err := b.vault.Create(ctx, subject, records)
@@ -57,7 +60,7 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 			return change
 		})
 		if err := b.mapAppend(ctx, err); err != nil {
-			return Written{}, err
+			return Written{}, b.conflict(ctx, p, q.Request, noSubject, err)
 		}
 		b.remember(subject, prepared.Ref)
 		return Written{Subject: subject, Version: 1, Created: true, Record: receipt.Index}, nil
@@ -67,16 +70,20 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 // PutRecord writes a whole record. An existing one must be named by its version.
 func (b *Broker) PutRecord(ctx context.Context, q WriteRequest) (Written, error) {
 	return again(func() (Written, error) {
-		c, plain, p, err := b.admitWrite(ctx, q.Request, q.Subject, q.Collection, q.Body)
+		p := b.current.Load()
+		c, plain, err := b.admitWrite(ctx, p, q.Request, q.Subject, q.Collection, q.Body)
 		if err != nil {
 			return Written{}, err
 		}
-		s, err := b.subjectState(ctx, q.Subject, q.Collection)
+		s, err := b.admitSubject(ctx, p, q, policy.ActionWrite)
 		if err != nil {
-			return Written{}, absent(err)
+			return Written{}, err
 		}
 		if err := precondition(q, s); err != nil {
 			return Written{}, err
+		}
+		if !b.budgets.lookupLeft(p, q.Caller.ID, b.now()) {
+			return Written{}, ErrLimited // see conflict
 		}
 		prepared, err := b.vault.Put(ctx, s, c, plain)
 		if err != nil {
@@ -93,17 +100,17 @@ func (b *Broker) PutRecord(ctx context.Context, q WriteRequest) (Written, error)
 // named fields by their schemas, and the presence of required fields.
 func (b *Broker) PatchRecord(ctx context.Context, q WriteRequest) (Written, error) {
 	return again(func() (Written, error) {
-		p, err := b.permit(ctx, q.Request, policy.ActionWrite, q.Collection, q.Subject)
-		if err != nil {
+		p := b.current.Load()
+		if err := b.permit(ctx, p, q.Request, policy.ActionWrite, q.Collection, q.Subject); err != nil {
 			return Written{}, err
 		}
 		c, ok := p.bundle.Collection(q.Collection)
 		if !ok {
 			return Written{}, ErrNotFound
 		}
-		s, err := b.subjectState(ctx, q.Subject, q.Collection)
+		s, err := b.admitSubject(ctx, p, q, policy.ActionWrite)
 		if err != nil {
-			return Written{}, absent(err)
+			return Written{}, err
 		}
 		row := s.Rows[q.Collection]
 		if row == nil {
@@ -116,6 +123,9 @@ func (b *Broker) PatchRecord(ctx context.Context, q WriteRequest) (Written, erro
 		if err != nil {
 			return Written{}, err
 		}
+		if !b.budgets.lookupLeft(p, q.Caller.ID, b.now()) {
+			return Written{}, ErrLimited // see conflict
+		}
 		prepared, err := b.vault.Patch(ctx, s, c, set, remove)
 		if err != nil {
 			return Written{}, err
@@ -127,13 +137,13 @@ func (b *Broker) PatchRecord(ctx context.Context, q WriteRequest) (Written, erro
 // DeleteRecord removes a record.
 func (b *Broker) DeleteRecord(ctx context.Context, q WriteRequest) (Written, error) {
 	return again(func() (Written, error) {
-		p, err := b.permit(ctx, q.Request, policy.ActionDelete, q.Collection, q.Subject)
-		if err != nil {
+		p := b.current.Load()
+		if err := b.permit(ctx, p, q.Request, policy.ActionDelete, q.Collection, q.Subject); err != nil {
 			return Written{}, err
 		}
-		s, err := b.subjectState(ctx, q.Subject, q.Collection)
+		s, err := b.admitSubject(ctx, p, q, policy.ActionDelete)
 		if err != nil {
-			return Written{}, absent(err)
+			return Written{}, err
 		}
 		if s.Rows[q.Collection] == nil {
 			return Written{}, ErrNotFound
@@ -157,8 +167,8 @@ func (b *Broker) DeleteRecord(ctx context.Context, q WriteRequest) (Written, err
 // SetRestriction sets or lifts the restriction of processing: while it is set, only ground law reads.
 func (b *Broker) SetRestriction(ctx context.Context, r Request, subject uuid.UUID, on bool, reason string) (Written, error) {
 	return again(func() (Written, error) {
-		p, err := b.permit(ctx, r, policy.ActionRestrict, "", subject)
-		if err != nil {
+		p := b.current.Load()
+		if err := b.permit(ctx, p, r, policy.ActionRestrict, "", subject); err != nil {
 			return Written{}, err
 		}
 		s, err := b.subjectState(ctx, subject)
@@ -193,7 +203,7 @@ func (b *Broker) SetRestriction(ctx context.Context, r Request, subject uuid.UUI
 
 // Describe returns the metadata of a subject: no personal data.
 func (b *Broker) Describe(ctx context.Context, r Request, subject uuid.UUID) (SubjectInfo, error) {
-	if _, err := b.permit(ctx, r, policy.ActionDescribe, "", subject); err != nil {
+	if err := b.permit(ctx, b.current.Load(), r, policy.ActionDescribe, "", subject); err != nil {
 		return SubjectInfo{}, err
 	}
 	var s *vault.Subject
@@ -222,24 +232,56 @@ func (b *Broker) Describe(ctx context.Context, r Request, subject uuid.UUID) (Su
 }
 
 // admitWrite permits the write and validates the record.
-func (b *Broker) admitWrite(ctx context.Context, r Request, subject uuid.UUID, collection string, body []byte) (*schema.Collection, vault.Plain, *published, error) {
-	p, err := b.permit(ctx, r, policy.ActionWrite, collection, subject)
-	if err != nil {
-		return nil, nil, nil, err
+func (b *Broker) admitWrite(ctx context.Context, p *published, r Request, subject uuid.UUID, collection string, body []byte) (*schema.Collection, vault.Plain, error) {
+	if err := b.permit(ctx, p, r, policy.ActionWrite, collection, subject); err != nil {
+		return nil, nil, err
 	}
 	c, ok := p.bundle.Collection(collection)
 	if !ok {
-		return nil, nil, nil, &FieldError{"collection", "is not one of the policy's collections"}
+		return nil, nil, &FieldError{"collection", "is not one of the policy's collections"}
 	}
 	if err := c.Validate(body); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	plain, err := c.Split(body)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	return c, plain, p, nil
+	return c, plain, nil
 }
+
+// admitSubject loads the subject of a write, and decides again now that its state is known: a restricted
+// person's records stay as they are.
+func (b *Broker) admitSubject(ctx context.Context, p *published, q WriteRequest, action string) (*vault.Subject, error) {
+	s, err := b.subjectState(ctx, q.Subject, q.Collection)
+	if err != nil {
+		return nil, absent(err)
+	}
+	if err := b.permitOn(ctx, p, q.Request, action, q.Collection, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// conflict records that a write was refused because a unique value is taken. That answer tells as much as a
+// lookup does, so it counts as one, is on record like one, and is not given to a caller whose lookups are used
+// up. It returns err, or why it could not be recorded.
+func (b *Broker) conflict(ctx context.Context, p *published, r Request, subject uuid.UUID, err error) error {
+	var taken *NotUniqueError
+	if !errors.As(err, &taken) {
+		return err
+	}
+	if limited := b.budgets.lookup(p, r.Caller.ID, b.now()); limited != nil {
+		return limited
+	}
+	return b.recordDenial(ctx, p, r, denial{
+		decision: policy.Decision{Reason: reasonNotUnique}, subject: subject, collection: taken.Collection,
+		fields: []string{taken.Field}, mode: verify.ModeLookup, result: err,
+	})
+}
+
+// reasonNotUnique is recorded when a write was refused because another subject has the value.
+const reasonNotUnique = "not-unique"
 
 // precondition compares what the caller saw with what is there.
 func precondition(q WriteRequest, s *vault.Subject) error {
@@ -273,7 +315,7 @@ func (b *Broker) commit(ctx context.Context, r Request, p *published, kind strin
 		return change
 	})
 	if err := b.mapAppend(ctx, err); err != nil {
-		return Written{}, err
+		return Written{}, b.conflict(ctx, p, r, prepared.Subject(), err)
 	}
 	return Written{Subject: prepared.Subject(), Version: prepared.Records[0].Version, Record: receipt.Index}, nil
 }

@@ -25,6 +25,7 @@ const (
 	ProblemLimitReached         = ProblemPrefix + "limit-reached"           // 409
 	ProblemVersionMismatch      = ProblemPrefix + "version-mismatch"        // 412
 	ProblemTooLarge             = ProblemPrefix + "too-large"               // 413
+	ProblemBatchTooLarge        = ProblemPrefix + "batch-too-large"         // 413, of an item of a batch
 	ProblemUnsupportedMediaType = ProblemPrefix + "unsupported-media-type"  // 415
 	ProblemInvalidRequest       = ProblemPrefix + "invalid-request"         // 400
 	ProblemSchemaViolation      = ProblemPrefix + "schema-violation"        // 422: violations says where

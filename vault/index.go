@@ -2,6 +2,7 @@ package vault
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -82,6 +83,21 @@ func indexKeys(s *Subject, collection string, row *Row) map[string]fieldIndex {
 		}
 	}
 	return keys
+}
+
+// Indexed reports whether the record of s in collection c lists the token for field.
+func (s *Subject) Indexed(c *schema.Collection, field string, normaliser uint32, token []byte) bool {
+	row := s.Rows[c.Name()]
+	if row == nil {
+		return false
+	}
+	want := newIndexEntry(c, field, normaliser, token)
+	for _, f := range row.Fields {
+		if f.Name == field {
+			return slices.Contains(f.Index, want)
+		}
+	}
+	return false
 }
 
 // Find returns up to limit subjects whose field has a value with the given token, ascending by id. For a

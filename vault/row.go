@@ -46,6 +46,15 @@ func sortFields(fields []Field) {
 	slices.SortFunc(fields, func(a, b Field) int { return strings.Compare(a.Name, b.Name) })
 }
 
+// Size returns the size in bytes of the ciphertexts of the named fields.
+func (r *Row) Size(fields []string) int64 {
+	var n int64
+	for _, name := range fields {
+		n += int64(len(r.Field(name)))
+	}
+	return n
+}
+
 const rowFormat = 1
 
 func recordKey(subject uuid.UUID, collection string) []byte {

@@ -62,7 +62,7 @@ func newItem(entry verify.Entry, effects func(Position) kv.Change) (*item, error
 	if entry.ID == "" || entry.Kind == "" {
 		return nil, fmt.Errorf("%w: it has no id or no kind", ErrInvalidEntry)
 	}
-	it := &item{reserve: mayUseReserve(entry.Kind), effects: effects, done: make(chan result, 1)}
+	it := &item{reserve: mayUseReserve(entry), effects: effects, done: make(chan result, 1)}
 	if entry.SubjectRef != "" {
 		ref, err := verify.ParseRef(entry.SubjectRef)
 		if err != nil {
@@ -87,12 +87,14 @@ func newItem(entry verify.Entry, effects func(Position) kv.Change) (*item, error
 	return it, nil
 }
 
-// mayUseReserve reports whether entries of this kind are written even when storage is full: those without
-// which reads would stop, and those by which a person's rights are served.
-func mayUseReserve(kind string) bool {
-	switch kind {
-	case verify.KindAccess, verify.KindAccessFailed, verify.KindLoginDenied,
-		verify.KindConsentWithdrawn, verify.KindSubjectErased, verify.KindRestrictionSet:
+// mayUseReserve reports whether an entry is written even when storage is full: those without which reads
+// would stop, and those by which a person's rights are served. Denials are not among them, or a caller
+// without rights could use the reserve up and stop the reads of the others.
+func mayUseReserve(e verify.Entry) bool {
+	switch e.Kind {
+	case verify.KindAccess:
+		return e.Decision != verify.Deny
+	case verify.KindAccessFailed, verify.KindConsentWithdrawn, verify.KindSubjectErased, verify.KindRestrictionSet:
 		return true
 	}
 	return false

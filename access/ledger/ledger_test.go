@@ -175,7 +175,7 @@ func together(t *testing.T, s *faultStore, l *ledger.Ledger, appends ...func() e
 	defer release()
 	first := make(chan error, 1)
 	go func() {
-		_, err := l.Append(context.Background(), entry(0), nil)
+		_, err := l.Append(context.Background(), entry(2), nil)
 		first <- err
 	}()
 	<-enter
@@ -367,7 +367,7 @@ func TestFaults(t *testing.T) {
 				for range 3 {
 					before := l.Checkpoint()
 					s.set(func(context.Context) (bool, error) { return c.applied, c.err })
-					_, err := l.Append(t.Context(), entry(7), func(ledger.Position) kv.Change {
+					_, err := l.Append(t.Context(), entry(6), func(ledger.Position) kv.Change {
 						var ch kv.Change
 						ch.Set([]byte("state"), []byte("changed"))
 						return ch
@@ -486,11 +486,11 @@ func TestStorageFull(t *testing.T) {
 		return false, kv.ErrStorageFull
 	})
 	allowed := []string{
-		verify.KindAccess, verify.KindAccessFailed, verify.KindLoginDenied, verify.KindConsentWithdrawn,
+		verify.KindAccess, verify.KindAccessFailed, verify.KindConsentWithdrawn,
 		verify.KindSubjectErased, verify.KindRestrictionSet,
 	}
 	all := append(slices.Clone(allowed), verify.KindSubjectCreated, verify.KindRecordWritten, verify.KindRecordDeleted,
-		verify.KindConsentGiven, verify.KindRestrictionLift, verify.KindPolicyPublished, "order.approved")
+		verify.KindConsentGiven, verify.KindRestrictionLift, verify.KindPolicyPublished, verify.KindLoginDenied, "order.approved")
 	var appends []func() error
 	for i, kind := range all {
 		appends = append(appends, func() error {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -34,13 +35,13 @@ type question struct {
 func (m *memo) remembered(r Request, decide func(Request) Decision) Decision {
 	r.Now = r.Now.Truncate(time.Second)
 	q := question{
-		action: r.Action, caller: r.Caller, authn: r.Authn, collection: r.Collection, fields: strings.Join(r.Fields, "\x00"),
+		action: r.Action, caller: r.Caller, authn: r.Authn, collection: r.Collection, fields: joined(r.Fields),
 		purpose: r.Purpose, mode: r.Mode, justification: r.Justification, subject: r.Subject,
 		policyVersion: r.PolicyVersion, policyEntry: r.PolicyEntry,
 	}
 	second := r.Now.Unix()
 	m.mu.Lock()
-	if m.second != second || len(m.known) >= maxMemo {
+	if m.known == nil || m.second != second || len(m.known) >= maxMemo {
 		m.second, m.known = second, make(map[question]*Decision)
 	}
 	d := m.known[q]
@@ -56,6 +57,17 @@ func (m *memo) remembered(r Request, decide func(Request) Decision) Decision {
 	}
 	m.mu.Unlock()
 	return made
+}
+
+// joined encodes names injectively: each with its length.
+func joined(names []string) string {
+	var b strings.Builder
+	for _, n := range names {
+		b.WriteString(strconv.Itoa(len(n)))
+		b.WriteByte(':')
+		b.WriteString(n)
+	}
+	return b.String()
 }
 
 // clone returns a decision that shares nothing that its owner might write to but the slices, which nobody

@@ -172,6 +172,7 @@ func TestTable(t *testing.T) {
 		api.ProblemStorageFull:          client.ErrStorageFull,
 		api.ProblemTimeout:              client.ErrTimeout,
 		api.ProblemTooLarge:             client.ErrTooLarge,
+		api.ProblemBatchTooLarge:        access.ErrBatchTooLarge,
 		api.ProblemUnauthenticated:      client.ErrUnauthenticated,
 		api.ProblemUnsupportedMediaType: client.ErrProtocol,
 		api.ProblemVersionMismatch:      access.ErrVersion,

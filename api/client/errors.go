@@ -43,6 +43,7 @@ var sentinels = map[string]error{
 	api.ProblemLimitReached:         ErrLimitReached,
 	api.ProblemVersionMismatch:      access.ErrVersion,
 	api.ProblemTooLarge:             ErrTooLarge,
+	api.ProblemBatchTooLarge:        access.ErrBatchTooLarge,
 	api.ProblemUnsupportedMediaType: ErrProtocol,
 	api.ProblemInvalidRequest:       access.ErrInvalid,
 	api.ProblemSchemaViolation:      access.ErrInvalid,

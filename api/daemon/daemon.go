@@ -108,6 +108,7 @@ func Open(ctx context.Context, c Config, log *slog.Logger) (d *Daemon, err error
 	if _, err := d.sidecar.Witness(ctx); err != nil {
 		return nil, fmt.Errorf("having the ledger witnessed: %w", err)
 	}
+	d.keepCosignature()
 
 	// 4. The broker.
 	v, err := vault.New(d.sidecar)

@@ -40,7 +40,9 @@ func loadIdentity(ctx context.Context, store kv.Store) (id identity, err error) 
 	var raw []byte
 	err = store.View(ctx, func(r kv.Reader) error {
 		rows, err := r.Get(identityKey)
-		raw = rows[0]
+		if err == nil {
+			raw = rows[0]
+		}
 		return err
 	})
 	if err != nil {
@@ -100,15 +102,23 @@ func (id identity) ledgerKey(ctx context.Context, sidecar *client.Client) (note.
 func loadGeneration(ctx context.Context, store kv.Store) (generation uint64, err error) {
 	err = store.View(ctx, func(r kv.Reader) error {
 		rows, err := r.Get(generationKey)
-		if err == nil && len(rows[0]) == 8 {
-			generation = binary.BigEndian.Uint64(rows[0])
+		if err != nil || rows[0] == nil {
+			return err // none was seen yet
 		}
+		generation, err = decodeGeneration(rows[0])
 		return err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("reading the key store's generation: %w", err)
 	}
 	return generation, nil
+}
+
+func decodeGeneration(row []byte) (uint64, error) {
+	if len(row) != 8 {
+		return 0, fmt.Errorf("%w: generation of the key store", kv.ErrIntegrity)
+	}
+	return binary.BigEndian.Uint64(row), nil
 }
 
 // saveGeneration keeps generation unless a newer one is kept already.
@@ -118,8 +128,10 @@ func saveGeneration(ctx context.Context, store kv.Store, generation uint64) erro
 		if err != nil {
 			return err
 		}
-		if len(rows[0]) == 8 && binary.BigEndian.Uint64(rows[0]) >= generation {
-			return nil
+		if rows[0] != nil {
+			if kept, err := decodeGeneration(rows[0]); err != nil || kept >= generation {
+				return err
+			}
 		}
 		w.Set(generationKey, binary.BigEndian.AppendUint64(nil, generation))
 		return nil

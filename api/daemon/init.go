@@ -39,6 +39,13 @@ func Init(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	if err := d.dial(ctx); err != nil {
 		return err
 	}
+	status, err := d.sidecar.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("asking the sidecar: %w", err)
+	}
+	if status.Instance != c.Instance {
+		return fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
+	}
 	// The identity is durable before the sidecar is bound to it: the other way round, a crash in between
 	// would leave the sidecar bound to a key that nobody has.
 	id, err := loadIdentity(ctx, d.store)
@@ -48,16 +55,15 @@ func Init(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	if id.Instance != c.Instance {
+		return fmt.Errorf("the data store belongs to instance %q, not to %q", id.Instance, c.Instance)
+	}
 	if err := d.sidecar.Bind(ctx, id.Origin, id.Verifier); err != nil {
 		return fmt.Errorf("binding the sidecar to the ledger: %w", err)
 	}
 	signer, verifier, err := id.ledgerKey(ctx, d.sidecar)
 	if err != nil {
 		return err
-	}
-	status, err := d.sidecar.Status(ctx)
-	if err != nil {
-		return fmt.Errorf("asking the sidecar: %w", err)
 	}
 	config := ledgerConfig(d, c, id, signer, verifier, status)
 	d.ledger, err = ledger.Create(ctx, config)

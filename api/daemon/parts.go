@@ -169,15 +169,20 @@ func (d *Daemon) keepWitnessed(ctx context.Context) {
 				d.log.Error("the ledger is not being witnessed", "error", err)
 			}
 			failing = err != nil
-			newest = d.prover.newest.Load()
 		}
-		if newest == nil || newest.size <= d.ledger.Cosigned().Size {
-			return
-		}
-		if err := d.ledger.AddCosignature(newest.size, newest.line); err != nil {
-			d.log.Error("the sidecar's cosignature was refused", "size", newest.size, "error", err)
-		}
+		d.keepCosignature()
 	})
+}
+
+// keepCosignature gives the newest cosignature to the ledger.
+func (d *Daemon) keepCosignature() {
+	newest := d.prover.newest.Load()
+	if newest == nil || newest.size <= d.ledger.Cosigned().Size {
+		return
+	}
+	if err := d.ledger.AddCosignature(newest.size, newest.line); err != nil {
+		d.log.Error("the sidecar's cosignature was refused", "size", newest.size, "error", err)
+	}
 }
 
 // sweep removes expired idempotency keys.

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/prototypster/pdvault/api"
 	"github.com/prototypster/pdvault/api/server"
@@ -74,6 +75,9 @@ func Serve(ctx context.Context, c Config, ready func(address string)) (err error
 	if err != nil {
 		return err
 	}
+	if err := harden(); err != nil {
+		return err
+	}
 	tuneMemory()
 	d, err := Open(ctx, c, log)
 	if err != nil {
@@ -97,6 +101,17 @@ func Serve(ctx context.Context, c Config, ready func(address string)) (err error
 	}
 	ready(s.Addr().String())
 	return s.Serve(ctx)
+}
+
+// harden keeps plaintext and the ledger key out of core dumps, and other processes of this user out of memory.
+func harden() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("switching core dumps off: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("switching core dumps off: %w", err)
+	}
+	return nil
 }
 
 // tuneMemory trades memory for less work of the garbage collector: most of what is allocated lives for one

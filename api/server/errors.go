@@ -72,6 +72,7 @@ var table = [...]Mapping{
 	{access.ErrLimited, 429, api.ProblemRateLimited, "The budget of the caller is used up", 10},
 
 	{kv.ErrStorageFull, 507, api.ProblemStorageFull, "Storage is full: reads go on, writes do not", 0},
+	{access.ErrBatchTooLarge, 413, api.ProblemBatchTooLarge, "The answer would be too large: read the rest in another batch", 0},
 	{kv.ErrTooLarge, 413, api.ProblemTooLarge, "Request is too large", 0},
 	{ledger.ErrEntryTooLarge, 413, api.ProblemTooLarge, "Request is too large", 0},
 	{access.ErrBusy, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},

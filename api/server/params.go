@@ -16,7 +16,7 @@ import (
 // parseID accepts the one spelling of a UUID: lower case with hyphens.
 func parseID(field, s string) (uuid.UUID, error) {
 	id, err := uuid.Parse(s)
-	if err != nil || len(s) != 36 {
+	if err != nil || len(s) != 36 || id == uuid.Nil { // the nil UUID is nobody's
 		return uuid.Nil, invalid(field, "must be a UUID in lower case with hyphens")
 	}
 	for i := range len(s) {

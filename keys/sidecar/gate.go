@@ -127,7 +127,12 @@ func (s *Server) admit(now time.Time, cp verify.Checkpoint, item *keyspb.OpenIte
 	if t, err := time.Parse(verify.TimeLayout, entry.Time); err != nil || t.Sub(now) > maxFuture {
 		return q, refuse(keys.ErrProofRefused, whyFuture)
 	}
-	if why := s.served.claim(item.Index); why != "" {
+	switch why := s.served.claim(item.Index); why {
+	case "":
+	case whyBeforeRestart:
+		// Nothing is wrong with it but our memory; a new record will be served.
+		return q, refuse(keys.ErrUnavailable, why)
+	default:
 		return q, refuse(keys.ErrReplayed, why)
 	}
 	return q, nil

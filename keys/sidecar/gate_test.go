@@ -304,7 +304,7 @@ func TestNothingWitnessedBeforeARestartIsServedAfterIt(t *testing.T) {
 	w.Restart()
 	for index, entry := range map[int64][]byte{first: served, second: unserved} {
 		_, got = open(t, w, w.Request(w.Log, sidecartest.Item(index, entry, id, ciphertexts, "email")))
-		wantRefusal(t, got, keyspb.Code_REPLAYED, "before-restart")
+		wantRefusal(t, got, keyspb.Code_UNAVAILABLE, "before-restart")
 	}
 	after := w.Entry(ref, []string{"email"}, nil)
 	_, got = open(t, w, w.Request(w.Log, sidecartest.Item(w.Log.Append(after), after, id, ciphertexts, "email")))

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/tlog"
@@ -122,6 +123,10 @@ func openItem(p *keyspb.OpenItem) (q keyring.OpenSubject, compare bool, err erro
 	for i, f := range p.Fields {
 		if !isName(f.GetField()) || len(f.Ciphertext) == 0 || len(f.Ciphertext) > MaxCiphertext || len(f.Expect) > MaxPlaintext {
 			return keyring.OpenSubject{}, false, invalid("field")
+		}
+		// One record must not buy a thousand guesses at one field.
+		if slices.ContainsFunc(q.Fields[:i], func(before keyring.OpenField) bool { return before.Field == f.Field }) {
+			return keyring.OpenSubject{}, false, invalid("repeated field")
 		}
 		q.Fields[i] = keyring.OpenField{Field: f.Field, Ciphertext: f.Ciphertext}
 		if len(f.Expect) > 0 {

@@ -23,7 +23,7 @@ var layers = map[string][]string{
 	"api/server":            {"api", "access", "access/consent", "access/ledger", "access/ledger/verify", "access/policy", "vault", "vault/kv", "vault/schema", "keys"},
 	"api/client":            {"api", "access", "access/consent", "access/ledger", "access/ledger/verify", "access/policy", "vault", "vault/kv", "vault/schema", "keys"},
 	"api/contract":          {"api"},
-	"api/daemon":            {"api/server", "access/...", "vault", "vault/kv/...", "keys", "keys/client", "deploy/policy"},
+	"api/daemon":            {"api", "api/server", "access/...", "vault", "vault/kv/...", "keys", "keys/client", "deploy/policy"},
 	"api/cmd/pdvault":       {"api", "api/client", "api/daemon", "api/server", "access/ledger/verify", "access"},
 	"access":                {"access/consent", "access/ledger", "access/ledger/verify", "access/policy", "vault", "vault/kv", "vault/schema"},
 	"access/consent":        {"vault/kv"},

@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"flag"
 	"fmt"
 	"math/big"
@@ -175,8 +176,8 @@ func TestReadmeSession(t *testing.T) {
 		}
 		outputs, rest = append(outputs, out), after
 	}
-	text := page(t)
-	for n, c := range commands {
+	lines := strings.SplitAfter(page(t), "\n")
+	for n, c := range slices.Backward(commands) { // from the end, so that numbers of lines hold
 		out := strings.ReplaceAll(strings.ReplaceAll(outputs[n], address, shownAddress), dir, shownDir)
 		diff := cmp.Diff(normal(c.shown), normal(out))
 		switch {
@@ -185,17 +186,13 @@ func TestReadmeSession(t *testing.T) {
 			if out = tidy(out); out != "" {
 				out += "\n"
 			}
-			old, renewed := "$ "+c.input+"\n"+c.shown, "$ "+c.input+"\n"+out
-			if strings.Count(text, old) == 0 {
-				t.Fatalf("README line %d: cannot be found again", c.line)
-			}
-			text = strings.Replace(text, old, renewed, 1)
+			lines = slices.Replace(lines, c.line, c.line+strings.Count(c.shown, "\n"), out)
 		default:
 			t.Errorf("README line %d: %s\nprints something else than is shown (-README +now):\n%s", c.line, c.input, diff)
 		}
 	}
 	if *update {
-		if err := os.WriteFile(readme, []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(readme, []byte(strings.Join(lines, "")), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -228,7 +225,7 @@ var varying = []struct {
 }{
 	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "UUID"},
 	{regexp.MustCompile(`\+[0-9a-f]{8}\+[A-Za-z0-9+/]{40,}=*`), "+KEY"},
-	{regexp.MustCompile(`\b[A-Za-z0-9+/]{43}=`), "HASH"},
+	{regexp.MustCompile(`(?m)[A-Za-z0-9+/]{43}=$`), "HASH"},
 	{regexp.MustCompile(`\b[0-9a-f]{32}\b`), "REQUEST"},
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`), "TIME"},
 }
@@ -793,4 +790,162 @@ func readAll(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// refusal is a start that must be refused, and a row of the README's table that says what to do about it.
+type refusal struct {
+	message string // as the README quotes it
+	code    int
+	program string
+	prepare func(t *testing.T, i *instance) (undo func(t *testing.T))
+}
+
+// refusals are made on an instance whose sidecar runs and whose pdvault does not.
+var refusals = []refusal{
+	{"no such file or directory", 1, "pdvault", renamed("data")},
+	{"the sidecar has witnessed", 1, "pdvault", olderData},
+	{"sidecar has been rolled back", 1, "pdvault", olderKeys},
+	{"belongs to instance", 1, "pdvault", edited("pdvault.yaml", "instance: test", "instance: other")},
+	{"store is in use", 1, "pdvault", func(t *testing.T, i *instance) func(*testing.T) {
+		if err := i.StartVault(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return func(t *testing.T) {
+			if err := i.Vault.Stop(); err != nil {
+				t.Error(err)
+			}
+		}
+	}},
+	{"integrity violated", 1, "pdvault", renamed("data/MANIFEST")},
+	{"it must be 0700", 1, "pdvault", func(t *testing.T, i *instance) func(*testing.T) {
+		chmod(t, i.Path("data"), 0o755)
+		return func(t *testing.T) { chmod(t, i.Path("data"), 0o700) }
+	}},
+	{"connecting to the sidecar", 1, "pdvault", edited("pdvault.yaml", "pdkeys.sock}", "nobody.sock, wait: 1s}")},
+	{"key-encryption key", 4, "pdkeys", edited("pdkeys.yaml", "{type: local, local: {path: root.key}}",
+		"{type: hcvault, hcvault: {address: \"http://127.0.0.1:1\", key: pdvault, allow_plain_http_on_loopback: true, approle: {role_id_file: tokens, secret_id_file: tokens}}}")},
+	{"there is no root key", 3, "pdkeys", renamed("root.key")},
+	{"there is none in", 3, "pdkeys", renamed("keys")},
+}
+
+// older puts a copy of a store back that lacks one person.
+func older(t *testing.T, i *instance, name string, stop func()) (undo func(*testing.T)) {
+	t.Helper()
+	if err := os.CopyFS(i.Path(name+".older"), os.DirFS(i.Path(name))); err != nil {
+		t.Fatal(err)
+	}
+	if name == "keys" {
+		startKeys(t, i)
+	}
+	if err := i.StartVault(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	i.create(fmt.Sprintf(`{"email":"missing.from.%s@example.org"}`, name))
+	if err := i.Vault.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	move(t, i.Path(name), i.Path(name+".newer"))
+	move(t, i.Path(name+".older"), i.Path(name))
+	chmod(t, i.Path(name), 0o700)
+	return func(t *testing.T) {
+		stop()
+		move(t, i.Path(name), i.Path(name+".older"))
+		move(t, i.Path(name+".newer"), i.Path(name))
+		if name == "keys" {
+			startKeys(t, i)
+		}
+	}
+}
+
+func olderData(t *testing.T, i *instance) func(*testing.T) { return older(t, i, "data", func() {}) }
+
+func olderKeys(t *testing.T, i *instance) func(*testing.T) {
+	stop := func() {
+		if err := i.Keys.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	undo := older(t, i, "keys", stop)
+	startKeys(t, i)
+	return undo
+}
+
+func startKeys(t *testing.T, i *instance) {
+	t.Helper()
+	if err := i.StartKeys(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func renamed(name string) func(*testing.T, *instance) func(*testing.T) {
+	return func(t *testing.T, i *instance) func(*testing.T) {
+		move(t, i.Path(name), i.Path(name)+".away")
+		return func(t *testing.T) { move(t, i.Path(name)+".away", i.Path(name)) }
+	}
+}
+
+func edited(name, from, to string) func(*testing.T, *instance) func(*testing.T) {
+	return func(t *testing.T, i *instance) func(*testing.T) {
+		before := readAll(t, i.Path(name))
+		if !strings.Contains(before, from) {
+			t.Fatalf("%s does not say %q", name, from)
+		}
+		write(t, i.Path(name), strings.Replace(before, from, to, 1), 0o600)
+		return func(t *testing.T) { write(t, i.Path(name), before, 0o600) }
+	}
+}
+
+func move(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func chmod(t *testing.T, path string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReadmeRefusals makes the mistakes that the README tells what to do about, and looks for its words.
+func TestReadmeRefusals(t *testing.T) {
+	_, table, _ := strings.Cut(page(t), "**When a start is refused**")
+	table, _, _ = strings.Cut(table, "\n**")
+	i := start(t, stackOptions())
+	i.create(person(1))
+	if err := i.Vault.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range refusals {
+		t.Run(tt.message, func(t *testing.T) {
+			if !strings.Contains(table, "`"+tt.message) {
+				t.Errorf("the README does not say what to do about %q", tt.message)
+			}
+			if tt.program == "pdkeys" {
+				if err := i.Keys.Stop(); err != nil {
+					t.Fatal(err)
+				}
+				defer func() {
+					if err := i.StartKeys(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+			defer tt.prepare(t, i)(t)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			out, err := exec.CommandContext(ctx, filepath.Join(bin, tt.program), "serve", "--config", i.Path(tt.program+".yaml")).CombinedOutput()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != tt.code || !bytes.Contains(out, []byte(tt.message)) {
+				t.Errorf("%v, want exit code %d and %q:\n%s", err, tt.code, tt.message, out)
+			}
+		})
+	}
+	if err := i.StartVault(t.Context()); err != nil {
+		t.Fatalf("after all that: %v", err)
+	}
 }

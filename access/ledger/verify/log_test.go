@@ -332,7 +332,12 @@ func TestReplay(t *testing.T) {
 			s.add(consentEntry(verify.KindConsentGiven, "ada", "c2"))
 			s.add(consentEntry(verify.KindConsentWithdrawn, "ada", "c2"))
 			read(s, func(*verify.Entry) {})
-		}, "4:consent-invalidated "},
+		}, "4:consent-withdrawn 4:consent-invalidated "},
+		"a withdrawal of the replaced one ends its successor": {func(s *story) {
+			s.add(consentEntry(verify.KindConsentGiven, "ada", "c2"))
+			s.add(consentEntry(verify.KindConsentWithdrawn, "ada", "c1"))
+			read(s, func(*verify.Entry) {})
+		}, "4:consent-withdrawn 4:consent-invalidated "},
 		"a field of another collection": {func(s *story) {
 			read(s, func(e *verify.Entry) { e.Collection = "passport" })
 		}, "2:consent "},

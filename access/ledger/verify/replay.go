@@ -59,7 +59,7 @@ type replay struct {
 
 	consents   map[int64]consent     // by index of consent.given
 	given      map[purposeKey]int64  // index of the last consent.given
-	withdrawn  map[consentKey]int64  // index of the last withdrawal
+	withdrawn  map[purposeKey]int64  // index of the last withdrawal
 	published  map[int64]int64       // version: index of its policy.published
 	altered    map[int64]bool        // versions whose exported bundle is not the published one
 	latest     int64                 // version in force; 0: none yet
@@ -87,7 +87,7 @@ func newReplay(r *Report, p Policies) *replay {
 		report: r, policies: p,
 		consents:   make(map[int64]consent),
 		given:      make(map[purposeKey]int64),
-		withdrawn:  make(map[consentKey]int64),
+		withdrawn:  make(map[purposeKey]int64),
 		published:  make(map[int64]int64),
 		altered:    make(map[int64]bool),
 		lawful:     make(map[int64]lawEvidence),
@@ -136,7 +136,7 @@ func (r *replay) consent(index int64, e Entry) {
 		r.consents[index] = consent{key, *e.Consent}
 		r.given[purposeKey{e.SubjectRef, e.Consent.Purpose}] = index
 	} else {
-		r.withdrawn[key] = index
+		r.withdrawn[purposeKey{e.SubjectRef, e.Consent.Purpose}] = index
 	}
 }
 
@@ -250,7 +250,8 @@ func (r *replay) byConsent(index int64, e Entry) (partly bool) {
 	if err := c.change.covers(e); err != nil {
 		r.problem(index, CodeConsent, "%v", err)
 	}
-	if at, ok := r.withdrawn[c.key]; ok && at > e.Evidence.Entry {
+	// Withdrawing ends every consent for the purpose that was given before, whichever of them was named.
+	if at := r.withdrawn[purposeKey{e.SubjectRef, c.change.Purpose}]; at > e.Evidence.Entry {
 		r.problem(index, CodeWithdrawn, "by entry %d", at)
 	}
 	// Giving again ends what was given before, whatever became of the new consent.
