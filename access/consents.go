@@ -51,8 +51,8 @@ func (b *Broker) GiveConsent(ctx context.Context, q ConsentRequest) (Consent, er
 			return Consent{}, err
 		}
 		given.State = l.StateFor(q.Purpose, b.now())
-		if len(l.Consents) >= consent.MaxPerSubject {
-			return Consent{}, consent.ErrTooMany
+		if _, err := l.Give(given, nil); err != nil {
+			return Consent{}, err
 		}
 
 		entry := b.newEntry(verify.KindConsentGiven, q.Request)

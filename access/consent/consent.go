@@ -39,7 +39,10 @@ var (
 )
 
 // MaxPerSubject bounds the consents kept for one subject, withdrawn ones included.
-const MaxPerSubject = 500
+const MaxPerSubject = 200
+
+// maxRow leaves room in a row for withdrawing every consent in it.
+const maxRow = kv.MaxValueSize / 2
 
 // Consent is one consent of a subject with its present state.
 type Consent struct {
@@ -154,9 +157,13 @@ func (l *List) Give(c Consent, sealedCapture []byte) (kv.Change, error) {
 			consents[i].State = Invalidated
 		}
 	}
+	row := encode(append(consents, c))
+	if len(row) > maxRow {
+		return kv.Change{}, ErrTooMany
+	}
 	var change kv.Change
 	l.Expect(&change)
-	change.Set(listKey(l.Subject), encode(append(consents, c)))
+	change.Set(listKey(l.Subject), row)
 	change.Expect(ownerKey(c.ID), nil, ErrStale)
 	change.Set(ownerKey(c.ID), l.Subject[:])
 	if sealedCapture != nil {

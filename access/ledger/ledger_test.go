@@ -390,7 +390,7 @@ func TestFaults(t *testing.T) {
 					checkPublished(t, l, checkRows(t, s, k), k)
 				}
 				s.set(func(context.Context) (bool, error) { return c.applied, c.err })
-				_, err := l.Append(t.Context(), entry(7), nil)
+				_, err := l.Append(t.Context(), entry(6), nil)
 				wantErr(t, err, ledger.ErrUnavailable)
 				s.set(nil)
 				must(t, l.Close())
