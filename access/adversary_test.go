@@ -98,10 +98,10 @@ func TestARestrictedPersonsRecordsStayAsTheyAre(t *testing.T) {
 }
 
 // Whether a unique value is taken tells as much as a lookup does.
-func TestAConflictIsOnRecordAndCountsAsALookup(t *testing.T) {
+func TestAConflictIsOnRecordAndHasABudget(t *testing.T) {
 	w := newWorld(t)
 	w.mustCreate(someone)
-	w.publish(func(d *policy.Document) { d.Limits.LookupsPerMinute = 3 })
+	w.publish(func(d *policy.Document) { d.Limits.ConflictsPerMinute = 3 })
 	before := w.size()
 	var taken, limited int
 	for i := range 6 {

@@ -27,15 +27,28 @@ func (b *budgets) read(p *published, caller string, now time.Time) error {
 	return b.take("read", caller, p.bundle.Limits().ReadsPerMinute, now)
 }
 
-// lookup takes one lookup of a caller's. Whatever tells whether a value is known counts as one.
+// lookup takes one lookup of a caller's.
 func (b *budgets) lookup(p *published, caller string, now time.Time) error {
 	return b.take("lookup", caller, p.bundle.Limits().LookupsPerMinute, now)
 }
 
-// lookupLeft reports whether a caller could take one lookup, without taking it.
-func (b *budgets) lookupLeft(p *published, caller string, now time.Time) bool {
-	l := b.limiter("lookup", caller, p.bundle.Limits().LookupsPerMinute, now)
+// conflict takes one refusal of a write because a unique value is taken.
+func (b *budgets) conflict(p *published, caller string, now time.Time) error {
+	return b.take("conflict", caller, conflictsPerMinute(p), now)
+}
+
+// conflictLeft reports whether a caller could take one conflict, without taking it.
+func (b *budgets) conflictLeft(p *published, caller string, now time.Time) bool {
+	l := b.limiter("conflict", caller, conflictsPerMinute(p), now)
 	return l == nil || l.TokensAt(now) >= 1
+}
+
+func conflictsPerMinute(p *published) int {
+	limits := p.bundle.Limits()
+	if limits.ConflictsPerMinute != 0 {
+		return limits.ConflictsPerMinute
+	}
+	return limits.LookupsPerMinute
 }
 
 // denial takes one recorded denial of a caller's.

@@ -11,6 +11,7 @@ import (
 	"github.com/prototypster/pdvault/access/policy"
 	"github.com/prototypster/pdvault/vault"
 	"github.com/prototypster/pdvault/vault/kv"
+	"github.com/prototypster/pdvault/vault/schema"
 )
 
 // Lookup finds subjects by the value of an indexed field. Each subject found is recorded as an access of
@@ -35,10 +36,13 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 	if !d.Allow {
 		return LookupResult{}, b.recordDenial(ctx, p, q.Request, refusal)
 	}
+	c, _ := p.bundle.Collection(q.Collection) // the decision has seen it
+	if f, ok := c.Field(q.Field); !ok || f.Index == schema.IndexNone {
+		return LookupResult{}, &FieldError{"/field", "is not indexed"}
+	}
 	if err := b.budgets.lookup(p, q.Caller.ID, b.now()); err != nil {
 		return LookupResult{}, err
 	}
-	c, _ := p.bundle.Collection(q.Collection) // the decision has seen it
 	value, normaliser, err := c.Normalise(q.Field, q.Value)
 	if err != nil {
 		return LookupResult{}, &FieldError{"/value", "is not a value that this field can have"}

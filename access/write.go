@@ -41,7 +41,7 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 		if err != nil || done {
 			return Written{Subject: before.Subject, Version: before.Version, Created: true, Record: before.Entry}, err
 		}
-		if !b.budgets.lookupLeft(p, q.Caller.ID, b.now()) {
+		if !b.budgets.conflictLeft(p, q.Caller.ID, b.now()) {
 			return Written{}, ErrLimited // see conflict
 		}
 		subject := uuid.New()
@@ -82,7 +82,7 @@ func (b *Broker) PutRecord(ctx context.Context, q WriteRequest) (Written, error)
 		if err := precondition(q, s); err != nil {
 			return Written{}, err
 		}
-		if !b.budgets.lookupLeft(p, q.Caller.ID, b.now()) {
+		if !b.budgets.conflictLeft(p, q.Caller.ID, b.now()) {
 			return Written{}, ErrLimited // see conflict
 		}
 		prepared, err := b.vault.Put(ctx, s, c, plain)
@@ -123,7 +123,7 @@ func (b *Broker) PatchRecord(ctx context.Context, q WriteRequest) (Written, erro
 		if err != nil {
 			return Written{}, err
 		}
-		if !b.budgets.lookupLeft(p, q.Caller.ID, b.now()) {
+		if !b.budgets.conflictLeft(p, q.Caller.ID, b.now()) {
 			return Written{}, ErrLimited // see conflict
 		}
 		prepared, err := b.vault.Patch(ctx, s, c, set, remove)
@@ -264,14 +264,13 @@ func (b *Broker) admitSubject(ctx context.Context, p *published, q WriteRequest,
 }
 
 // conflict records that a write was refused because a unique value is taken. That answer tells as much as a
-// lookup does, so it counts as one, is on record like one, and is not given to a caller whose lookups are used
-// up. It returns err, or why it could not be recorded.
+// lookup does, so it is on record like one, has a budget, and is not given to a caller whose budget is used up. It returns err, or why it could not be recorded.
 func (b *Broker) conflict(ctx context.Context, p *published, r Request, subject uuid.UUID, err error) error {
 	var taken *NotUniqueError
 	if !errors.As(err, &taken) {
 		return err
 	}
-	if limited := b.budgets.lookup(p, r.Caller.ID, b.now()); limited != nil {
+	if limited := b.budgets.conflict(p, r.Caller.ID, b.now()); limited != nil {
 		return limited
 	}
 	return b.recordDenial(ctx, p, r, denial{

@@ -339,6 +339,8 @@ func (b *Bundle) checkAgreementPurposes(i int, a Agreement) error {
 func (b *Bundle) checkLimits() error {
 	l := b.doc.Limits
 	switch {
+	case l.ConflictsPerMinute < 0 || l.ConflictsPerMinute > 1_000_000:
+		return bad("not between 0 and 1,000,000", "limits.conflicts_per_minute")
 	case l.LookupsPerMinute < 1 || l.LookupsPerMinute > 1_000_000:
 		return bad("out of range", "limits.lookups_per_minute")
 	case l.ReadsPerMinute < 1 || l.ReadsPerMinute > 100_000_000:

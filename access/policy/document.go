@@ -131,6 +131,9 @@ type Instruction struct {
 // Limits are budgets of one caller.
 type Limits struct {
 	LookupsPerMinute int `json:"lookups_per_minute"`
+	// ConflictsPerMinute bounds the writes that are refused because a unique value is taken, which tells as
+	// much as a lookup does. 0: as LookupsPerMinute.
+	ConflictsPerMinute int `json:"conflicts_per_minute,omitzero"`
 	ReadsPerMinute   int `json:"reads_per_minute"`
 	BatchItems       int `json:"batch_items"` // reads in one call, at most 1,000
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -55,71 +56,78 @@ func storeOptions(c Config, log *slog.Logger) badgerkv.Options {
 // Open opens an initialised instance; see Init. It refuses to start when the sidecar has witnessed more of
 // the ledger than the store holds, or the sidecar's key store is older than this instance has seen: one of
 // the two was put back from an older copy.
-func Open(ctx context.Context, c Config, log *slog.Logger) (d *Daemon, err error) {
-	d = &Daemon{config: c, log: log, registry: prometheus.NewRegistry()}
+func Open(ctx context.Context, c Config, log *slog.Logger) (*Daemon, error) {
+	d := &Daemon{config: c, log: log, registry: prometheus.NewRegistry()}
 	d.metrics = newMetrics(d.registry)
-	defer func() {
-		if err != nil {
-			d.Close()
-		}
-	}()
+	if err := d.open(ctx); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// open opens the parts, one after the other. What it has opened when it fails is left to Close.
+func (d *Daemon) open(ctx context.Context) (err error) {
+	c, log := d.config, d.log
 
 	// 1. The store, before anything that could be asked to decide on it.
 	if d.store, err = badgerkv.Open(ctx, storeOptions(c, log)); err != nil {
-		return nil, fmt.Errorf("opening the data store: %w", err)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("opening the data store: %w: %w", err, errNotInitialised)
+		}
+		return fmt.Errorf("opening the data store: %w", err)
 	}
 	id, err := loadIdentity(ctx, d.store)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if id.Instance != c.Instance {
-		return nil, fmt.Errorf("the data store belongs to instance %q, not to %q", id.Instance, c.Instance)
+		return fmt.Errorf("the data store belongs to instance %q, not to %q", id.Instance, c.Instance)
 	}
 
 	// 2. The sidecar, which holds the ledger key's wrapping and is the ledger's witness.
 	if err := d.dial(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	status, err := d.sidecar.Status(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("asking the sidecar: %w", err)
+		return fmt.Errorf("asking the sidecar: %w", err)
 	}
 	if status.Instance != c.Instance {
-		return nil, fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
+		return fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
 	}
 	signer, verifier, err := id.ledgerKey(ctx, d.sidecar)
 	if err != nil {
-		return nil, err
+		return err
 	}
 
 	// 3. The ledger, whose newest checkpoint the sidecar must be able to follow.
 	if d.ledger, err = ledger.Open(ctx, ledgerConfig(d, c, id, signer, verifier, status)); err != nil {
-		return nil, fmt.Errorf("opening the ledger: %w", err)
+		return fmt.Errorf("opening the ledger: %w", err)
 	}
 	d.prover = &prover{ledger: d.ledger}
 	d.sidecar.SetProver(d.prover)
 	if err := d.sidecar.Bind(ctx, id.Origin, id.Verifier); err != nil {
-		return nil, fmt.Errorf("binding the sidecar to the ledger: %w", err)
+		return fmt.Errorf("binding the sidecar to the ledger: %w", err)
 	}
 	if status.WitnessedSize > d.ledger.Checkpoint().Size {
-		return nil, fmt.Errorf("the sidecar has witnessed %d entries and the ledger holds %d: "+
+		return fmt.Errorf("the sidecar has witnessed %d entries and the ledger holds %d: "+
 			"the data store is an older copy; restore the newest one: %w", status.WitnessedSize, d.ledger.Checkpoint().Size, keys.ErrRolledBack)
 	}
 	if _, err := d.sidecar.Witness(ctx); err != nil {
-		return nil, fmt.Errorf("having the ledger witnessed: %w", err)
+		return fmt.Errorf("having the ledger witnessed: %w", err)
 	}
 	d.keepCosignature()
 
 	// 4. The broker.
 	v, err := vault.New(d.sidecar)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if d.broker, err = access.New(ctx, brokerConfig(d, v, status.Sidecar)); err != nil {
-		return nil, fmt.Errorf("starting the broker: %w", err)
+		return fmt.Errorf("starting the broker: %w", err)
 	}
 	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep)
-	return d, nil
+	return nil
 }
 
 // dial connects to the sidecar, waiting for it to come up.

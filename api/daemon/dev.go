@@ -239,7 +239,7 @@ A first request, ready to paste: create a person, then read the name for a purpo
 
   TOKEN=$(sed -n 's/.*"shop": "\(.*\)".*/\1/p' %[2]s/tokens.json)
   ID=$(curl -s http://%[1]s/v1/subjects -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
-    -d '{"records":{"profile":{"email":"someone@example.org","name":{"givenName":"Some","familyName":"One"}}}}' | sed 's/.*"id":"\([^"]*\)".*/\1/')
+    -d '{"records":{"profile":{"email":"someone'$RANDOM'@example.org","name":{"givenName":"Some","familyName":"One"}}}}' | sed 's/.*"id":"\([^"]*\)".*/\1/')
   curl -s "http://%[1]s/v1/subjects/$ID/records/profile?purpose=order-fulfilment" -H "Authorization: Bearer $TOKEN"
 
 `, address, d.dir)

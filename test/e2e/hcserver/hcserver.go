@@ -224,7 +224,23 @@ func (s *Server) Kill() error {
 }
 
 // Stop makes the process hang: connections open, no answer comes.
-func (s *Server) Stop() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
+func (s *Server) Stop() error {
+	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	// The signal is on its way until the kernel says that the process is stopped.
+	for range 200 {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		if i := bytes.LastIndexByte(b, ')'); i >= 0 && i+2 < len(b) && b[i+2] == 'T' {
+			return nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return errors.New("hcserver: the process does not stop")
+}
 
 // Cont lets a stopped process go on.
 func (s *Server) Cont() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
