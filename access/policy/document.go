@@ -134,8 +134,8 @@ type Limits struct {
 	// ConflictsPerMinute bounds the writes that are refused because a unique value is taken, which tells as
 	// much as a lookup does. 0: as LookupsPerMinute.
 	ConflictsPerMinute int `json:"conflicts_per_minute,omitzero"`
-	ReadsPerMinute   int `json:"reads_per_minute"`
-	BatchItems       int `json:"batch_items"` // reads in one call, at most 1,000
+	ReadsPerMinute     int `json:"reads_per_minute"`
+	BatchItems         int `json:"batch_items"` // reads in one call, at most 1,000
 }
 
 // Cedar holds the rules and the schema they are validated against, in Cedar's own language.
