@@ -4,6 +4,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
+./test/prepare.sh || exit 1
+
 # The real HashiCorp Vault: one on PATH or in HCVAULT_BIN, else built once from its Go module.
 if ! HCVAULT_BIN=$(./test/hcvault/build.sh); then
 	echo 'the real HashiCorp Vault could not be built; the tests need it' >&2
