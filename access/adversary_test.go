@@ -445,3 +445,30 @@ func TestABatchHasABoundedAnswer(t *testing.T) {
 		t.Errorf("%d served with %d bytes, %d entries", served, bytes, w.size()-before)
 	}
 }
+
+// A policy that is published between the decision on a read and its record decides.
+func TestAPolicyPublishedBetweenDecisionAndRecordDecides(t *testing.T) {
+	w := newWorld(t)
+	id := w.mustCreate(someone)
+	published := false
+	w.sidecar.Ring.Before(func(op string) error {
+		// Details are sealed after the decision and before the record.
+		if op == "Prepare" && !published {
+			published = true
+			w.publish(func(d *policy.Document) {
+				for i, p := range d.Purposes {
+					if p.ID == "order-fulfilment" {
+						d.Purposes[i].Fields["profile"] = []string{"name"}
+					}
+				}
+			})
+		}
+		return nil
+	})
+	_, err := w.Read(t.Context(), access.ReadRequest{
+		Request: w.as("shop"), Subject: id, Collection: "profile", Fields: []string{"email"}, Purpose: "order-fulfilment", Reference: "ticket 1",
+	})
+	if !published || !errors.Is(err, access.ErrDenied) {
+		t.Errorf("published %v: %v", published, err)
+	}
+}
