@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -73,16 +74,36 @@ func (b *Broker) Proof(ctx context.Context, r Request, index int64) ([]byte, err
 	return proof, outside(err)
 }
 
-// LogCheckpoint returns the newest checkpoint that the witness has cosigned, or the newest one while there is
-// none. The witness is a few milliseconds behind a ledger that grows.
+// witnessPatience is how long a checkpoint may wait for the witness, who is some milliseconds behind a ledger
+// that grows.
+const witnessPatience = 500 * time.Millisecond
+
+// LogCheckpoint returns a checkpoint that the witness has cosigned and that holds all that was in the ledger when
+// it was asked for. When the witness does not follow in time, it returns the newest one that it has cosigned, and
+// while there is none, the newest one.
 func (b *Broker) LogCheckpoint(ctx context.Context, r Request) ([]byte, error) {
 	if err := b.permit(ctx, b.current.Load(), r, policy.ActionLedgerRead, "", noSubject); err != nil {
 		return nil, err
 	}
-	if cosigned := b.ledger.Cosigned(); cosigned.Note != nil {
-		return cosigned.Note, nil
+	newest := b.ledger.Checkpoint()
+	wait, cancel := context.WithTimeout(ctx, witnessPatience)
+	defer cancel()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		cosigned := b.ledger.Cosigned()
+		if cosigned.Note != nil && cosigned.Size >= newest.Size {
+			return cosigned.Note, nil
+		}
+		select {
+		case <-ticker.C:
+		case <-wait.Done():
+			if cosigned.Note != nil {
+				return cosigned.Note, nil
+			}
+			return newest.Note, ctx.Err()
+		}
 	}
-	return b.ledger.Checkpoint().Note, nil
 }
 
 // LogTile returns a tile or an entry bundle by its C2SP tlog-tiles path, such as tile/0/000.

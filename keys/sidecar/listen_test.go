@@ -223,8 +223,12 @@ func TestConnectionsOfOtherUsersAreClosedUnread(t *testing.T) {
 		t.Error("the connection of another user was accepted")
 	default:
 	}
-	if !strings.Contains(string(stats.Text()), "pdkeys_peers_refused_total 1\n") {
-		t.Error("the refusal was not counted")
+	// The connection is closed first and counted then.
+	counted := func() bool { return strings.Contains(string(stats.Text()), "pdkeys_peers_refused_total 1\n") }
+	for end := time.Now().Add(10 * time.Second); !counted(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the refusal was not counted")
+		}
 	}
 
 	// Ours goes through.

@@ -204,7 +204,7 @@ func TestReadmeSession(t *testing.T) {
 // makeRun returns the arguments that "make run" gives to pdvault, with another address.
 func makeRun(t *testing.T, address string) []string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "make", "-n", "run")
+	cmd := exec.CommandContext(t.Context(), "make", "--no-print-directory", "-n", "run")
 	cmd.Dir = root
 	out, err := cmd.CombinedOutput()
 	if err != nil {
