@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -51,6 +52,8 @@ type step struct {
 	proof [][]byte
 	acked int64 // the sidecar's memory must not be shorter than this
 	chain int   // of steps that begin where the one before ends
+
+	settled bool // the sidecar has witnessed it already
 }
 
 // advance takes the newest checkpoint of p and proves it from the one sent last. It supposes that what was
@@ -128,7 +131,7 @@ func (c *Client) sendOpen(ctx context.Context, batch []*keyspb.OpenItem) ([]coal
 	}
 	p := *pp
 	for attempt := 0; ; attempt++ {
-		s, err := c.advance(ctx, p)
+		s, err := c.step(ctx, p, batch, attempt)
 		if err != nil {
 			return nil, err
 		}
@@ -171,15 +174,65 @@ func (c *Client) sendOpen(ctx context.Context, batch []*keyspb.OpenItem) ([]coal
 		if len(resp.Items) != len(req.Items) {
 			return nil, malformed("sidecar")
 		}
-		if len(resp.Cosignature) == 0 {
+		switch {
+		case s.settled: // it was cosigned when it was settled
+		case len(resp.Cosignature) == 0:
 			c.lost(s) // the checkpoint itself was refused, or could not be kept; the items say why
-		} else {
+		default:
 			c.witnessed(p, s, resp.Cosignature)
 		}
 		for j, got := range resp.Items {
 			out[where[j]].Value, out[where[j]].Err = openedOf(req.Items[j], got)
 		}
 		return out, nil
+	}
+}
+
+// maxOptimistic is the size in bytes of a batch that is sent along with a checkpoint which is yet to be
+// witnessed. A larger one takes so long on its way that others would overtake it.
+const maxOptimistic = 64 << 10
+
+// step chooses the checkpoint that a batch rests on. At first it is the newest one, proven from the one sent
+// before, in the same message. When that was overtaken, and for a large batch, the checkpoint is settled with a
+// small message of its own, which the batch then cannot lose a race for.
+func (c *Client) step(ctx context.Context, p Prover, batch []*keyspb.OpenItem, attempt int) (step, error) {
+	size := 0
+	for _, item := range batch {
+		size += openSize(item)
+	}
+	if attempt == 0 && size <= maxOptimistic {
+		return c.advance(ctx, p)
+	}
+	s, _, err := c.settle(ctx, p)
+	return s, err
+}
+
+// settle has the newest checkpoint witnessed and returns the step that shows it again.
+func (c *Client) settle(ctx context.Context, p Prover) (step, []byte, error) {
+	for attempt := 0; ; attempt++ {
+		s, err := c.advance(ctx, p)
+		if err != nil {
+			return step{}, nil, err
+		}
+		resp, err := c.rpc.Witness(ctx, &keyspb.WitnessRequest{Checkpoint: s.note, From: s.from, Consistency: s.proof})
+		if err != nil {
+			c.lost(s)
+			return step{}, nil, sidecarError(err)
+		}
+		if resp.Stale {
+			if err := c.stale(p, s, resp.WitnessedSize, attempt); err != nil {
+				return step{}, nil, err
+			}
+			continue
+		}
+		switch {
+		case len(resp.Cosignature) > 0:
+			c.witnessed(p, s, resp.Cosignature)
+		case resp.WitnessedSize != s.size || s.size == 0: // without a line it must be one that was seen before
+			return step{}, nil, malformed("witnessing")
+		}
+		s.from, s.proof, s.settled = s.size, nil, true
+		return s, resp.Cosignature, nil
 	}
 }
 
@@ -200,7 +253,8 @@ func openedOf(asked *keyspb.OpenItem, got *keyspb.OpenedItem) ([]OpenedField, er
 	return fields, nil
 }
 
-// Witness shows the sidecar the ledger's current checkpoint and returns its cosignature. It returns
+// Witness shows the sidecar the ledger's current checkpoint and returns its cosignature, or none when another
+// call has taken the sidecar further meanwhile. It returns
 // keys.ErrRolledBack when the sidecar has witnessed more than the ledger holds: the ledger was cut, or
 // restored from an older copy.
 func (c *Client) Witness(ctx context.Context) ([]byte, error) {
@@ -212,28 +266,14 @@ func (c *Client) Witness(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("%s: client has no prover: %w", op, keys.ErrUnavailable)
 	}
 	p := *pp
-	for attempt := 0; ; attempt++ {
-		s, err := c.advance(limited, p)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", op, err)
-		}
-		resp, err := c.rpc.Witness(limited, &keyspb.WitnessRequest{Checkpoint: s.note, From: s.from, Consistency: s.proof})
-		if err != nil {
-			c.lost(s)
-			return nil, rpcError(ctx, op, err)
-		}
-		if resp.Stale {
-			if err := c.stale(p, s, resp.WitnessedSize, attempt); err != nil {
-				return nil, fmt.Errorf("%s: %w", op, err)
-			}
-			continue
-		}
-		if len(resp.Cosignature) == 0 {
-			return nil, malformed(op)
-		}
-		c.witnessed(p, s, resp.Cosignature)
-		return resp.Cosignature, nil
+	_, line, err := c.settle(limited, p)
+	switch {
+	case ctx.Err() != nil && errors.Is(err, keys.ErrUnavailable):
+		return nil, fmt.Errorf("%s: %w", op, ctx.Err())
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", op, err)
 	}
+	return line, nil
 }
 
 func hashBytes(hashes []tlog.Hash) [][]byte {

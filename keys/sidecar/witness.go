@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/keys"
@@ -51,6 +52,8 @@ type witness struct {
 	// seen is the newest checkpoint that was found consistent. It runs ahead of saved, the size of the
 	// newest one that is durable, so that one write may serve many requests.
 	seen     verify.Checkpoint
+	recent   map[int64]tlog.Hash // roots of the checkpoints seen last, by size
+	order    []int64             // sizes in recent, oldest first
 	saved    int64
 	writing  bool
 	writes   int           // that have ended
@@ -202,7 +205,8 @@ func (w *witness) bind(ctx context.Context, origin, key string) error {
 // advance checks a signed checkpoint and brings the witness up to it: signature, consistency with what was
 // witnessed, and a durable note of it, before it returns. from and proof join it to a smaller size. When
 // from is ahead of the witness, the request that brings it there is probably on its way, and advance waits
-// for it a moment. A checkpoint that cannot be joined is stale; one that contradicts is refused.
+// for it a moment. A checkpoint that cannot be joined is stale; one that contradicts is refused; one that was seen
+// before is taken again without a proof, and not signed again.
 func (w *witness) advance(ctx context.Context, signed []byte, from int64, proof [][]byte) (outcome, error) {
 	if len(signed) > MaxCheckpoint || from < 0 || from > verify.MaxLogSize {
 		return outcome{}, invalid("checkpoint")
@@ -233,11 +237,30 @@ func (w *witness) advance(ctx context.Context, signed []byte, from int64, proof 
 	if err := w.save(ctx, cp.Size); err != nil {
 		return outcome{}, err
 	}
+	if at.IsZero() {
+		return outcome{cp: cp, size: cp.Size}, nil // a witness does not sign what is behind what it has seen
+	}
 	line, err := w.cosign(cp, at)
 	if err != nil {
 		return outcome{}, fmt.Errorf("%w: %w", err, keys.ErrUnavailable)
 	}
 	return outcome{cp: cp, size: cp.Size, line: line}, nil
+}
+
+// maxRecent is how many checkpoints back a request may be and still need no new proof.
+const maxRecent = 1024
+
+// rememberLocked keeps cp as one that was seen, so that a request that rests on it and arrives late, as a
+// large one does, is not stale for being overtaken.
+func (w *witness) rememberLocked(cp verify.Checkpoint) {
+	if w.recent == nil {
+		w.recent = make(map[int64]tlog.Hash)
+	}
+	w.recent[cp.Size] = cp.Root
+	if w.order = append(w.order, cp.Size); len(w.order) > maxRecent {
+		delete(w.recent, w.order[0])
+		w.order = w.order[1:]
+	}
 }
 
 // see makes cp the newest checkpoint seen, if consistent holds between the two. It returns when that was,
@@ -252,13 +275,22 @@ func (w *witness) see(ctx context.Context, cp verify.Checkpoint, from int64, con
 			return at, -1, refuse(keys.ErrProofRefused, whyForked)
 		case cp.Size == seen.Size:
 			return w.now(), -1, nil
-		case cp.Size < seen.Size, from < seen.Size:
+		case cp.Size < seen.Size:
+			switch root, ok := w.recent[cp.Size]; {
+			case !ok:
+				return at, seen.Size, nil
+			case root != cp.Root:
+				return at, -1, refuse(keys.ErrProofRefused, whyForked)
+			}
+			return time.Time{}, -1, nil // it was joined when it was the newest, so it needs no proof
+		case from < seen.Size:
 			return at, seen.Size, nil
 		case from == seen.Size:
 			if err := consistent(seen); err != nil {
 				return at, -1, refuse(keys.ErrProofRefused, whyInconsistent)
 			}
 			w.seen = cp
+			w.rememberLocked(cp)
 			w.changedLocked()
 			return w.now(), -1, nil
 		}

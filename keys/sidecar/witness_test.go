@@ -325,3 +325,36 @@ func TestStatusProbesTheKEKAtMostOncePerSecond(t *testing.T) {
 		t.Errorf("status %v, %v", st, err)
 	}
 }
+
+// A request that rests on a checkpoint which was witnessed, and is overtaken on its way, is served without a new
+// proof; the witness does not sign what is behind what it has seen, and a fork of that size is still a fork.
+func TestARequestThatWasOvertakenIsServedAllTheSame(t *testing.T) {
+	w := sidecartest.Bound(t)
+	id, ref, ciphertexts := w.Subject("email")
+	entry := w.Entry(ref, []string{"email"}, nil)
+	late := w.Request(w.Log, sidecartest.Item(w.Log.Append(entry), entry, id, ciphertexts, "email"))
+	size := w.Log.Size()
+	fork := w.Log.Fork(size - 1)
+	fork.Append([]byte("another entry"))
+
+	if _, err := witness(t, w, w.Log, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.Log.Grow(3)
+	if _, err := witness(t, w, w.Log, size); err != nil {
+		t.Fatal(err)
+	}
+	note, _ := fork.Checkpoint()
+	forked := &keyspb.OpenRequest{Checkpoint: note, Items: late.Items}
+	resp, err := w.Server.Open(t.Context(), forked)
+	if err != nil || resp.Items[0].Code != keyspb.Code_PROOF_REFUSED || resp.Items[0].Why != "forked" {
+		t.Errorf("a fork of a size that was seen: %v, %+v", err, resp)
+	}
+	resp, err = w.Server.Open(t.Context(), late)
+	if err != nil || resp.Stale || resp.Items[0].Code != keyspb.Code_OK {
+		t.Fatalf("overtaken: %v, stale %v, %+v", err, resp.GetStale(), resp.GetItems())
+	}
+	if len(resp.Cosignature) != 0 {
+		t.Error("the witness signs what is behind what it has seen")
+	}
+}
