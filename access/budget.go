@@ -37,10 +37,13 @@ func (b *budgets) conflict(p *published, caller string, now time.Time) error {
 	return b.take("conflict", caller, conflictsPerMinute(p), now)
 }
 
-// conflictLeft reports whether a caller could take one conflict, without taking it.
-func (b *budgets) conflictLeft(p *published, caller string, now time.Time) bool {
-	l := b.limiter("conflict", caller, conflictsPerMinute(p), now)
-	return l == nil || l.TokensAt(now) >= 1
+// conflictLeft fails when a caller could not take one conflict more; it takes none. It is asked before anything
+// is sealed, so that a caller over its budget neither learns whether a value is taken nor leaves a key behind.
+func (b *budgets) conflictLeft(p *published, caller string, now time.Time) error {
+	if l := b.limiter("conflict", caller, conflictsPerMinute(p), now); l != nil && l.TokensAt(now) < 1 {
+		return ErrLimited
+	}
+	return nil
 }
 
 func conflictsPerMinute(p *published) int {

@@ -41,8 +41,8 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 		if err != nil || done {
 			return Written{Subject: before.Subject, Version: before.Version, Created: true, Record: before.Entry}, err
 		}
-		if !b.budgets.conflictLeft(p, q.Caller.ID, b.now()) {
-			return Written{}, ErrLimited // see conflict
+		if err := b.budgets.conflictLeft(p, q.Caller.ID, b.now()); err != nil {
+			return Written{}, err
 		}
 		subject := uuid.New()
 		prepared, err := b.vault.Create(ctx, subject, records)
@@ -82,8 +82,8 @@ func (b *Broker) PutRecord(ctx context.Context, q WriteRequest) (Written, error)
 		if err := precondition(q, s); err != nil {
 			return Written{}, err
 		}
-		if !b.budgets.conflictLeft(p, q.Caller.ID, b.now()) {
-			return Written{}, ErrLimited // see conflict
+		if err := b.budgets.conflictLeft(p, q.Caller.ID, b.now()); err != nil {
+			return Written{}, err
 		}
 		prepared, err := b.vault.Put(ctx, s, c, plain)
 		if err != nil {
@@ -123,8 +123,8 @@ func (b *Broker) PatchRecord(ctx context.Context, q WriteRequest) (Written, erro
 		if err != nil {
 			return Written{}, err
 		}
-		if !b.budgets.conflictLeft(p, q.Caller.ID, b.now()) {
-			return Written{}, ErrLimited // see conflict
+		if err := b.budgets.conflictLeft(p, q.Caller.ID, b.now()); err != nil {
+			return Written{}, err
 		}
 		prepared, err := b.vault.Patch(ctx, s, c, set, remove)
 		if err != nil {

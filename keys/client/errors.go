@@ -16,11 +16,15 @@ import (
 // rpcError is the error of a call that carries one caller's request: that caller's context if it ended, and
 // otherwise that of sidecarError.
 func rpcError(ctx context.Context, op string, err error) error {
-	refused := sidecarError(err)
-	if ctx.Err() != nil && errors.Is(refused, keys.ErrUnavailable) {
-		return fmt.Errorf("%s: %w", op, ctx.Err())
+	return callError(ctx, op, sidecarError(err))
+}
+
+// callError is rpcError of an error that is a sentinel already.
+func callError(ctx context.Context, op string, err error) error {
+	if ctx.Err() != nil && errors.Is(err, keys.ErrUnavailable) {
+		err = ctx.Err()
 	}
-	return fmt.Errorf("%s: %w", op, refused)
+	return fmt.Errorf("%s: %w", op, err)
 }
 
 // sidecarError turns the failure of a whole call into a sentinel: the one that the sidecar attached, and

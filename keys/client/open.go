@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -267,11 +266,8 @@ func (c *Client) Witness(ctx context.Context) ([]byte, error) {
 	}
 	p := *pp
 	_, line, err := c.settle(limited, p)
-	switch {
-	case ctx.Err() != nil && errors.Is(err, keys.ErrUnavailable):
-		return nil, fmt.Errorf("%s: %w", op, ctx.Err())
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w", op, err)
+	if err != nil {
+		return nil, callError(ctx, op, err)
 	}
 	return line, nil
 }
