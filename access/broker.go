@@ -37,8 +37,8 @@ type Opener interface {
 	// Prepare returns the reference of subject in the ledger and, when detail is not empty, detail sealed
 	// under the subject's key.
 	Prepare(ctx context.Context, subject uuid.UUID, detail []byte) (ref, sealedDetail []byte, err error)
-	// IndexToken returns the blind-index token of a normalised value.
-	IndexToken(ctx context.Context, collection, field string, normaliser uint32, value string) ([]byte, error)
+	// IndexTokens returns the blind-index tokens of a normalised value, one under each index key in use.
+	IndexTokens(ctx context.Context, collection, field string, normaliser uint32, value string) ([]vault.IndexToken, error)
 	// Open opens fields of one record of subject on the strength of the access entry at index.
 	Open(ctx context.Context, index int64, entry []byte, subject uuid.UUID, collection string, version uint64, fields []OpenField) ([]OpenedField, error)
 }

@@ -47,7 +47,7 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 	if err != nil {
 		return LookupResult{}, &FieldError{"/value", "is not a value that this field can have"}
 	}
-	token, err := b.opener.IndexToken(ctx, q.Collection, q.Field, normaliser, value)
+	tokens, err := b.opener.IndexTokens(ctx, q.Collection, q.Field, normaliser, value)
 	if err != nil {
 		return LookupResult{}, wrapf(err, "computing the index token")
 	}
@@ -55,7 +55,7 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 	var found []*vault.Subject
 	err = b.store.View(ctx, func(r kv.Reader) error {
 		found = nil
-		ids, err := vault.Find(r, c, q.Field, normaliser, token, MaxLookup)
+		ids, err := vault.Find(r, c, q.Field, tokens, MaxLookup)
 		if err != nil {
 			return err
 		}
@@ -68,7 +68,7 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 				return err
 			}
 			// A row of the index is believed only when the record says the same.
-			if !s.Indexed(c, q.Field, normaliser, token) {
+			if !s.Indexed(c, q.Field, normaliser, tokens) {
 				return wrapf(ErrIntegrity, "index names a subject whose record does not")
 			}
 			found = append(found, s)

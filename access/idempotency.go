@@ -45,11 +45,11 @@ func (b *Broker) replay(ctx context.Context, r Request, id Idempotency) (e earli
 	scope := sha256.Sum256(bytes.Join([][]byte{[]byte(r.Caller.ID), []byte(id.Route), []byte(id.Key)}, []byte{0}))
 	// A digest of a body is as good as its personal data to who can guess that: it is kept only under a key
 	// of the sidecar. No collection has this name.
-	fingerprint, err := b.opener.IndexToken(ctx, "#idempotency", "body", 0, hex.EncodeToString(id.Fingerprint[:]))
+	fingerprints, err := b.opener.IndexTokens(ctx, "#idempotency", "body", 0, hex.EncodeToString(id.Fingerprint[:]))
 	if err != nil {
 		return earlier{}, false, wrapf(err, "computing the fingerprint")
 	}
-	e = earlier{key: append([]byte{'i'}, scope[:]...), fingerprint: hex.EncodeToString(fingerprint)}
+	e = earlier{key: append([]byte{'i'}, scope[:]...), fingerprint: hex.EncodeToString(fingerprints[0].Token)}
 	err = b.store.View(ctx, func(reader kv.Reader) error {
 		rows, err := reader.Get(e.key)
 		if err != nil {

@@ -44,6 +44,13 @@ var (
 	ErrReplayed = wrap("keys: access entry was already served", ErrProofRefused)
 	// ErrInvalid is returned when a message is malformed or over a limit.
 	ErrInvalid = errors.New("keys: invalid message")
+	// ErrBudget is returned when a caller, or all together, have opened as much as the sidecar lets them in
+	// the time. What is refused was not opened; it may be asked for again when the budget has recovered.
+	ErrBudget = errors.New("keys: budget of opens is used up")
+	// ErrJobRunning is returned when a rotation is to be started that another one under way excludes.
+	ErrJobRunning = errors.New("keys: a rotation is under way")
+	// ErrNoJob is returned when no rotation has the id.
+	ErrNoJob = errors.New("keys: no such rotation")
 	// ErrRolledBack is returned by the client when the sidecar's key store, or its memory of the ledger, is
 	// older than what the client has seen.
 	ErrRolledBack = errors.New("keys: sidecar has been rolled back")
@@ -77,6 +84,9 @@ var codes = [...]struct {
 	{keyspb.Code_REPLAYED, ErrReplayed},
 	{keyspb.Code_PROOF_REFUSED, ErrProofRefused},
 	{keyspb.Code_INVALID, ErrInvalid},
+	{keyspb.Code_BUDGET, ErrBudget},
+	{keyspb.Code_JOB_RUNNING, ErrJobRunning},
+	{keyspb.Code_NO_JOB, ErrNoJob},
 }
 
 // CodeOf returns the code of err; what is not in the table is UNAVAILABLE, so that an unknown failure is

@@ -12,24 +12,42 @@ import (
 
 const tokenSize = 16
 
-// IndexEntry is one row of the blind index: the token of a normalised value. The token is a PRF under a
-// key of the sidecar, so the row tells nothing to who does not hold it but that two values are equal.
+// Indexed is a value of a field in the blind index: the normalised value, sealed under the subject's key, and
+// its tokens, one under each index key in use. A token is a PRF under a key of the sidecar, so a row tells
+// nothing to who does not hold it but that two values are equal.
+//
+// Each token is a row of the index.
 //
 // Stored, for a unique field, under 'u' ‖ collection ‖ 0 ‖ field ‖ 0 ‖ token, and for others under
 // 'x' ‖ collection ‖ 0 ‖ field ‖ 0 ‖ token ‖ subject; the value is the subject in both.
-type IndexEntry struct {
+type Indexed struct {
 	Unique     bool
 	Normaliser uint32
-	Token      [tokenSize]byte
+	Sealed     []byte
+	Tokens     []KeyedToken // ascending by Key
 }
 
-// newIndexEntry truncates the token where the schema asks for coincidences.
-func newIndexEntry(c *schema.Collection, field string, normaliser uint32, token []byte) IndexEntry {
+// KeyedToken is a token and the version of the index key that it was made with.
+type KeyedToken struct {
+	Key   uint32
+	Token [tokenSize]byte
+}
+
+// newIndexed truncates the tokens where the schema asks for coincidences.
+func newIndexed(c *schema.Collection, field string, normaliser uint32, v IndexedValue) Indexed {
 	f, _ := c.Field(field)
-	x := IndexEntry{Unique: f.Index == schema.IndexUnique, Normaliser: normaliser}
-	copy(x.Token[:], token)
-	truncate(&x.Token, f.IndexBits)
+	x := Indexed{Unique: f.Index == schema.IndexUnique, Normaliser: normaliser, Sealed: v.Sealed}
+	for _, t := range v.Tokens {
+		x.Tokens = append(x.Tokens, newKeyedToken(f, t))
+	}
 	return x
+}
+
+func newKeyedToken(f schema.Field, t IndexToken) KeyedToken {
+	k := KeyedToken{Key: t.Key}
+	copy(k.Token[:], t.Token)
+	truncate(&k.Token, f.IndexBits)
+	return k
 }
 
 // truncate clears all but the first n bits.
@@ -58,16 +76,20 @@ func indexPrefix(unique bool, collection, field string, token [tokenSize]byte) [
 	return append(key, token[:]...)
 }
 
-func (x IndexEntry) key(subject uuid.UUID, collection, field string) []byte {
-	key := indexPrefix(x.Unique, collection, field, x.Token)
-	if !x.Unique {
-		key = append(key, subject[:]...)
+// keys are those of the value's rows.
+func (x Indexed) keys(subject uuid.UUID, collection, field string) [][]byte {
+	keys := make([][]byte, len(x.Tokens))
+	for i, t := range x.Tokens {
+		keys[i] = indexPrefix(x.Unique, collection, field, t.Token)
+		if !x.Unique {
+			keys[i] = append(keys[i], subject[:]...)
+		}
 	}
-	return key
+	return keys
 }
 
 type fieldIndex struct {
-	IndexEntry
+	Indexed
 	field string
 }
 
@@ -79,32 +101,41 @@ func indexKeys(s *Subject, collection string, row *Row) map[string]fieldIndex {
 	keys := make(map[string]fieldIndex)
 	for _, f := range row.Fields {
 		for _, x := range f.Index {
-			keys[string(x.key(s.ID, collection, f.Name))] = fieldIndex{x, f.Name}
+			for _, key := range x.keys(s.ID, collection, f.Name) {
+				keys[string(key)] = fieldIndex{x, f.Name}
+			}
 		}
 	}
 	return keys
 }
 
-// Indexed reports whether the record of s in collection c lists the token for field.
-func (s *Subject) Indexed(c *schema.Collection, field string, normaliser uint32, token []byte) bool {
+// Indexed reports whether the record of s in collection c lists the first of tokens for field.
+func (s *Subject) Indexed(c *schema.Collection, field string, normaliser uint32, tokens []IndexToken) bool {
 	row := s.Rows[c.Name()]
 	if row == nil {
 		return false
 	}
-	want := newIndexEntry(c, field, normaliser, token)
+	schemaField, _ := c.Field(field)
+	want := newKeyedToken(schemaField, tokens[0])
 	for _, f := range row.Fields {
-		if f.Name == field {
-			return slices.Contains(f.Index, want)
+		if f.Name != field {
+			continue
+		}
+		for _, x := range f.Index {
+			if x.Normaliser == normaliser && slices.Contains(x.Tokens, want) {
+				return true
+			}
 		}
 	}
 	return false
 }
 
-// Find returns up to limit subjects whose field has a value with the given token, ascending by id. For a
+// Find returns up to limit subjects whose field has a value with the first of tokens, ascending by id. For a
 // field that is not unique the tokens of different values may coincide.
-func Find(r kv.Reader, c *schema.Collection, field string, normaliser uint32, token []byte, limit int) ([]uuid.UUID, error) {
-	x := newIndexEntry(c, field, normaliser, token)
-	prefix := indexPrefix(x.Unique, c.Name(), field, x.Token)
+func Find(r kv.Reader, c *schema.Collection, field string, tokens []IndexToken, limit int) ([]uuid.UUID, error) {
+	f, _ := c.Field(field)
+	x := Indexed{Unique: f.Index == schema.IndexUnique}
+	prefix := indexPrefix(x.Unique, c.Name(), field, newKeyedToken(f, tokens[0]).Token)
 	var values [][]byte
 	if x.Unique {
 		v, err := r.Get(prefix)

@@ -13,13 +13,15 @@ import (
 //
 // Stored under 'r' ‖ subject (16 bytes) ‖ collection. Layout, all integers unsigned varints:
 //
-//	1 (format) ‖ version ‖ number of fields ‖ for each field, in ascending order of names:
-//	    len ‖ name ‖ len ‖ ciphertext ‖ number of index entries ‖ for each:
-//	        flags (bit 0: unique) ‖ normaliser version ‖ token (16 bytes)
+//	2 (format) ‖ version ‖ number of fields ‖ for each field, in ascending order of names:
+//	    len ‖ name ‖ len ‖ ciphertext ‖ number of index values ‖ for each:
+//	        flags (bit 0: unique) ‖ normaliser version ‖ len ‖ sealed value ‖ number of tokens ‖ for each,
+//	        in ascending order of keys:
+//	            index key version ‖ token (16 bytes)
 //
 // Example, profile version 1 with the field "name" and no index:
 //
-//	01 01 01 04 6e616d65 25 <37 bytes> 00
+//	02 01 01 04 6e616d65 25 <37 bytes> 00
 type Row struct {
 	Version uint64
 	Fields  []Field // ascending by Name
@@ -29,7 +31,7 @@ type Row struct {
 type Field struct {
 	Name       string
 	Ciphertext []byte
-	Index      []IndexEntry
+	Index      []Indexed
 }
 
 // Field returns the ciphertext of a field, nil when the record lacks it.
@@ -55,7 +57,7 @@ func (r *Row) Size(fields []string) int64 {
 	return n
 }
 
-const rowFormat = 1
+const rowFormat = 2
 
 func recordKey(subject uuid.UUID, collection string) []byte {
 	key := make([]byte, 0, 1+16+len(collection))
@@ -67,7 +69,10 @@ func recordKey(subject uuid.UUID, collection string) []byte {
 func encodeRow(r *Row) []byte {
 	size := 16
 	for _, f := range r.Fields {
-		size += len(f.Name) + len(f.Ciphertext) + 8 + len(f.Index)*(tokenSize+3)
+		size += len(f.Name) + len(f.Ciphertext) + 8
+		for _, x := range f.Index {
+			size += len(x.Sealed) + 6 + len(x.Tokens)*(tokenSize+1)
+		}
 	}
 	b := make([]byte, 0, size)
 	b = binary.AppendUvarint(b, rowFormat)
@@ -86,7 +91,13 @@ func encodeRow(r *Row) []byte {
 			}
 			b = binary.AppendUvarint(b, flags)
 			b = binary.AppendUvarint(b, uint64(x.Normaliser))
-			b = append(b, x.Token[:]...)
+			b = binary.AppendUvarint(b, uint64(len(x.Sealed)))
+			b = append(b, x.Sealed...)
+			b = binary.AppendUvarint(b, uint64(len(x.Tokens)))
+			for _, t := range x.Tokens {
+				b = binary.AppendUvarint(b, uint64(t.Key))
+				b = append(b, t.Token[:]...)
+			}
 		}
 	}
 	return b
@@ -108,12 +119,7 @@ func parseRow(b []byte) (*Row, error) {
 		f.Ciphertext = d.bytes()
 		m := d.count()
 		for j := 0; j < m && !d.bad; j++ {
-			flags := d.uint()
-			normaliser := d.uint()
-			if flags > 1 || normaliser > 1<<32-1 {
-				d.bad = true
-			}
-			f.Index = append(f.Index, IndexEntry{Unique: flags == 1, Normaliser: uint32(normaliser), Token: d.token()})
+			f.Index = append(f.Index, d.indexed())
 		}
 		r.Fields = append(r.Fields, f)
 	}
@@ -157,6 +163,31 @@ func (d *rowDecoder) bytes() []byte {
 	v := d.b[:n:n]
 	d.b = d.b[n:]
 	return v
+}
+
+func (d *rowDecoder) uint32() uint32 {
+	v := d.uint()
+	if v > 1<<32-1 {
+		d.bad = true
+	}
+	return uint32(v)
+}
+
+func (d *rowDecoder) indexed() Indexed {
+	flags := d.uint()
+	if flags > 1 {
+		d.bad = true
+	}
+	x := Indexed{Unique: flags == 1, Normaliser: d.uint32(), Sealed: d.bytes()}
+	n := d.count()
+	for i := 0; i < n && !d.bad; i++ {
+		t := KeyedToken{Key: d.uint32(), Token: d.token()}
+		if i > 0 && t.Key <= x.Tokens[i-1].Key {
+			d.bad = true
+		}
+		x.Tokens = append(x.Tokens, t)
+	}
+	return x
 }
 
 func (d *rowDecoder) token() (t [tokenSize]byte) {

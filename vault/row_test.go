@@ -13,8 +13,13 @@ func TestARowDecodesToItself(t *testing.T) {
 		for _, name := range rapid.SliceOfNDistinct(rapid.String(), 0, 5, rapid.ID[string]).Draw(t, "names") {
 			f := Field{Name: name, Ciphertext: rapid.SliceOf(rapid.Byte()).Draw(t, "ciphertext")}
 			for range rapid.IntRange(0, 3).Draw(t, "index") {
-				x := IndexEntry{Unique: rapid.Bool().Draw(t, "unique"), Normaliser: rapid.Uint32().Draw(t, "normaliser")}
-				copy(x.Token[:], rapid.SliceOfN(rapid.Byte(), tokenSize, tokenSize).Draw(t, "token"))
+				x := Indexed{Unique: rapid.Bool().Draw(t, "unique"), Normaliser: rapid.Uint32().Draw(t, "normaliser")}
+				x.Sealed = rapid.SliceOf(rapid.Byte()).Draw(t, "sealed")
+				for key := range rapid.IntRange(0, 2).Draw(t, "tokens") {
+					k := KeyedToken{Key: uint32(key + 1)}
+					copy(k.Token[:], rapid.SliceOfN(rapid.Byte(), tokenSize, tokenSize).Draw(t, "token"))
+					x.Tokens = append(x.Tokens, k)
+				}
 				f.Index = append(f.Index, x)
 			}
 			r.Fields = append(r.Fields, f)
@@ -30,7 +35,7 @@ func TestARowDecodesToItself(t *testing.T) {
 
 // FuzzRow: what parses encodes to the same bytes.
 func FuzzRow(f *testing.F) {
-	f.Add(encodeRow(&Row{Version: 1, Fields: []Field{{Name: "name", Ciphertext: []byte("x"), Index: []IndexEntry{{Unique: true}}}}}))
+	f.Add(encodeRow(&Row{Version: 1, Fields: []Field{{Name: "name", Ciphertext: []byte("x"), Index: []Indexed{{Unique: true, Tokens: []KeyedToken{{Key: 1}}}}}}}))
 	f.Add([]byte{1, 0x81, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRow(b)

@@ -54,19 +54,37 @@ func (e *NotUniqueError) Unwrap() error { return ErrNotUnique }
 // sidecar's client, which may not import this package, satisfies Sealer by shape.
 type SealField = struct {
 	Collection, Field string
-	Version           uint64 // record version that the ciphertext will be bound to
-	Plaintext         []byte // JSON value; or, when nil,
-	Carry             []byte // a ciphertext of the same field, resealed without leaving the sidecar
-	CarryVersion      uint64 // version that Carry is bound to
-	IndexNormaliser   uint32 // version of the normaliser of IndexValue
-	IndexValue        string // normalised value to make a token of, when Indexed
-	Indexed           bool
+	Version           uint64       // record version that the ciphertext will be bound to
+	Plaintext         []byte       // JSON value; or, when nil,
+	Carry             []byte       // a ciphertext of the same field, resealed without leaving the sidecar
+	CarryVersion      uint64       // version that Carry is bound to
+	Index             []IndexValue // values to make tokens of
+}
+
+// IndexValue is a value to make tokens of.
+type IndexValue = struct {
+	Normaliser uint32 // version of the normaliser
+	Value      string // normalised; or
+	Sealed     []byte // the value as an IndexedValue holds it
 }
 
 // SealedField is what the sidecar made of a SealField.
 type SealedField = struct {
 	Ciphertext []byte
-	Token      []byte // 16 bytes, when Indexed
+	Index      []IndexedValue // in the order of SealField.Index
+}
+
+// IndexedValue is an index value sealed under the subject's key, from which the sidecar can make tokens under a
+// later index key, and its tokens, ascending by key.
+type IndexedValue = struct {
+	Sealed []byte
+	Tokens []IndexToken
+}
+
+// IndexToken is a token of the blind index, 16 bytes, and the version of the index key that it was made with.
+type IndexToken = struct {
+	Key   uint32
+	Token []byte
 }
 
 // Sealer seals fields under the key of a subject. Its errors say whether the key service is unavailable or
@@ -75,8 +93,6 @@ type Sealer interface {
 	// Seal seals fields of one subject. With create the subject's key is made first, and it is an error
 	// if there is or was one. ref names the subject in the ledger.
 	Seal(ctx context.Context, subject uuid.UUID, create bool, fields []SealField) (ref []byte, sealed []SealedField, err error)
-	// IndexToken returns the blind-index token of a normalised value.
-	IndexToken(ctx context.Context, collection, field string, normaliser uint32, value string) ([]byte, error)
 }
 
 // Plain is the new content of one record: field name to JSON value.
@@ -232,7 +248,9 @@ func (v *Vault) Delete(s *Subject, collection string) (*Prepared, error) {
 	p.changes.Delete(recordKey(s.ID, collection))
 	for _, f := range row.Fields {
 		for _, x := range f.Index {
-			p.changes.Delete(x.key(s.ID, collection, f.Name))
+			for _, key := range x.keys(s.ID, collection, f.Name) {
+				p.changes.Delete(key)
+			}
 		}
 	}
 	return p, nil
@@ -271,24 +289,18 @@ func (v *Vault) seal(ctx context.Context, s *Subject, create bool, records map[*
 			if err != nil {
 				return nil, err
 			}
-			for i, x := range values {
-				// The first index value rides on the field itself; a field with several is rare.
-				if i == 0 {
-					f := &fields[len(fields)-1]
-					f.Indexed, f.IndexNormaliser, f.IndexValue = true, normaliser, x
-					continue
-				}
-				token, err := v.sealer.IndexToken(ctx, c.Name(), name, normaliser, x)
-				if err != nil {
-					return nil, fmt.Errorf("indexing: %w", err)
-				}
-				o := &owners[len(owners)-1]
-				o.index = append(o.index, newIndexEntry(c, name, normaliser, token))
+			for _, x := range values {
+				f := &fields[len(fields)-1]
+				f.Index = append(f.Index, IndexValue{Normaliser: normaliser, Value: x})
 			}
 		}
 		for _, f := range carry {
-			fields = append(fields, SealField{Collection: c.Name(), Field: f.Name, Version: version, Carry: f.Ciphertext, CarryVersion: s.Rows[c.Name()].Version})
-			owners = append(owners, owner{c: c, field: f.Name, index: f.Index})
+			carried := SealField{Collection: c.Name(), Field: f.Name, Version: version, Carry: f.Ciphertext, CarryVersion: s.Rows[c.Name()].Version}
+			for _, x := range f.Index {
+				carried.Index = append(carried.Index, IndexValue{Normaliser: x.Normaliser, Sealed: x.Sealed})
+			}
+			fields = append(fields, carried)
+			owners = append(owners, owner{c: c, field: f.Name})
 		}
 	}
 
@@ -306,9 +318,12 @@ func (v *Vault) seal(ctx context.Context, s *Subject, create bool, records map[*
 			if o.c != c {
 				continue
 			}
-			f := Field{Name: o.field, Ciphertext: sealed[i].Ciphertext, Index: o.index}
-			if fields[i].Indexed {
-				f.Index = append(f.Index, newIndexEntry(c, o.field, fields[i].IndexNormaliser, sealed[i].Token))
+			f := Field{Name: o.field, Ciphertext: sealed[i].Ciphertext}
+			if len(sealed[i].Index) != len(fields[i].Index) {
+				return nil, fmt.Errorf("%w: sidecar answered %d index values for %d", ErrIntegrity, len(sealed[i].Index), len(fields[i].Index))
+			}
+			for n, x := range sealed[i].Index {
+				f.Index = append(f.Index, newIndexed(c, o.field, fields[i].Index[n].Normaliser, x))
 			}
 			row.Fields = append(row.Fields, f)
 		}
@@ -322,7 +337,6 @@ func (v *Vault) seal(ctx context.Context, s *Subject, create bool, records map[*
 type owner struct {
 	c     *schema.Collection
 	field string
-	index []IndexEntry // rows known without the sidecar's answer: those carried over, and further values
 }
 
 // add adds the row of one collection, with its index changes against the loaded one.

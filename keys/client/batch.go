@@ -25,8 +25,10 @@ const (
 	maxCall       = 24 << 20 // bytes of a call in all
 )
 
-// refSize is the length of a subject's reference.
-const refSize = 32
+const (
+	refSize   = 32 // bytes of a subject's reference
+	tokenSize = 16 // bytes of a blind-index token
+)
 
 type sealCall struct{ subject *keyspb.SealSubject }
 
@@ -51,11 +53,16 @@ func newSealCall(subject uuid.UUID, create bool, fields []SealField) (sealCall, 
 			Collection: f.Collection, Field: f.Field, Version: f.Version,
 			Plaintext: f.Plaintext, Carry: f.Carry, CarryVersion: f.CarryVersion,
 		}
-		if f.Indexed {
-			p.Index = &keyspb.IndexValue{Collection: f.Collection, Field: f.Field, Normaliser: f.IndexNormaliser, Value: f.IndexValue}
-			if err := checkIndex(p.Index); err != nil {
-				return sealCall{}, fmt.Errorf("field %d: %w", i, err)
+		for _, v := range f.Index {
+			x := &keyspb.IndexValue{Collection: f.Collection, Field: f.Field, Normaliser: v.Normaliser, Value: v.Value, Sealed: v.Sealed}
+			if len(x.Sealed) == 0 {
+				if err := checkIndex(x); err != nil {
+					return sealCall{}, fmt.Errorf("field %d: %w", i, err)
+				}
+			} else if x.Value != "" || len(x.Sealed) > 2*maxIndexValue {
+				return sealCall{}, fmt.Errorf("field %d: index value: %w", i, keys.ErrInvalid)
 			}
+			p.Index = append(p.Index, x)
 		}
 		s.Fields[i] = p
 	}
@@ -70,8 +77,8 @@ func (q sealCall) size() int {
 	n := 24
 	for _, f := range q.subject.Fields {
 		n += 32 + len(f.Collection) + len(f.Field) + len(f.Plaintext) + len(f.Carry)
-		if f.Index != nil {
-			n += indexSize(f.Index)
+		for _, v := range f.Index {
+			n += indexSize(v)
 		}
 	}
 	return n
@@ -109,10 +116,17 @@ func sealedOf(asked *keyspb.SealSubject, s *keyspb.SealedSubject) (sealed, error
 	}
 	r := sealed{ref: s.Ref, fields: make([]SealedField, len(s.Fields))}
 	for i, f := range s.Fields {
-		if len(f.Ciphertext) == 0 || (len(f.Token) == 0) != (asked.Fields[i].Index == nil) {
+		if len(f.Ciphertext) == 0 || len(f.Index) != len(asked.Fields[i].Index) {
 			return sealed{}, malformed("sidecar")
 		}
-		r.fields[i] = SealedField{Ciphertext: f.Ciphertext, Token: f.Token}
+		r.fields[i].Ciphertext = f.Ciphertext
+		for _, x := range f.Index {
+			tokens, err := tokensOf(x.GetTokens())
+			if err != nil || len(x.GetSealed()) == 0 {
+				return sealed{}, malformed("sidecar")
+			}
+			r.fields[i].Index = append(r.fields[i].Index, IndexedValue{Sealed: x.Sealed, Tokens: tokens})
+		}
 	}
 	return r, nil
 }
@@ -157,7 +171,22 @@ func (c *Client) sendPrepare(ctx context.Context, batch []prepareCall) ([]coales
 }
 
 func indexSize(v *keyspb.IndexValue) int {
-	return 16 + len(v.Collection) + len(v.Field) + len(v.Value)
+	return 16 + len(v.Collection) + len(v.Field) + len(v.Value) + len(v.Sealed)
+}
+
+// tokensOf takes tokens as the sidecar gives them: at least one, ascending by the version of the key.
+func tokensOf(p []*keyspb.IndexToken) ([]IndexToken, error) {
+	if len(p) == 0 {
+		return nil, malformed("sidecar")
+	}
+	tokens := make([]IndexToken, len(p))
+	for i, t := range p {
+		if len(t.GetToken()) != tokenSize || t.Key == 0 || i > 0 && t.Key <= tokens[i-1].Key {
+			return nil, malformed("sidecar")
+		}
+		tokens[i] = IndexToken{Key: t.Key, Token: t.Token}
+	}
+	return tokens, nil
 }
 
 func checkIndex(v *keyspb.IndexValue) error {
@@ -167,7 +196,7 @@ func checkIndex(v *keyspb.IndexValue) error {
 	return nil
 }
 
-func (c *Client) sendIndex(ctx context.Context, batch []*keyspb.IndexValue) ([]coalesce.Outcome[[]byte], error) {
+func (c *Client) sendIndex(ctx context.Context, batch []*keyspb.IndexValue) ([]coalesce.Outcome[[]IndexToken], error) {
 	mark := c.generation.Load()
 	resp, err := c.rpc.Index(ctx, &keyspb.IndexRequest{Values: batch})
 	if err != nil {
@@ -176,16 +205,12 @@ func (c *Client) sendIndex(ctx context.Context, batch []*keyspb.IndexValue) ([]c
 	if err := c.checkGeneration(mark, resp.Generation); err != nil {
 		return nil, err
 	}
-	if len(resp.Tokens) != len(batch) {
+	if len(resp.Values) != len(batch) {
 		return nil, malformed("sidecar")
 	}
-	out := make([]coalesce.Outcome[[]byte], len(batch))
-	for i, token := range resp.Tokens {
-		if len(token) == 0 {
-			out[i].Err = malformed("sidecar")
-			continue
-		}
-		out[i].Value = token
+	out := make([]coalesce.Outcome[[]IndexToken], len(batch))
+	for i, v := range resp.Values {
+		out[i].Value, out[i].Err = tokensOf(v.GetTokens())
 	}
 	return out, nil
 }

@@ -31,18 +31,35 @@ import (
 // declared in another package are the same types, and neither package needs the other.
 type (
 	// SealField is one field to seal: Plaintext, or Carry, which is a ciphertext of the same field sealed
-	// at CarryVersion, to be sealed anew at Version. With Indexed, a token of IndexValue is computed too.
+	// at CarryVersion, to be sealed anew at Version. Tokens are computed of the values in Index.
 	SealField = struct {
 		Collection, Field string
 		Version           uint64
 		Plaintext, Carry  []byte
 		CarryVersion      uint64
-		IndexNormaliser   uint32
-		IndexValue        string
-		Indexed           bool
+		Index             []IndexValue
 	}
-	// SealedField is the ciphertext of a SealField, and its token when it was Indexed.
-	SealedField = struct{ Ciphertext, Token []byte }
+	// IndexValue is a value to make tokens of: the normalised Value, or Sealed as an IndexedValue holds it.
+	IndexValue = struct {
+		Normaliser uint32
+		Value      string
+		Sealed     []byte
+	}
+	// SealedField is the ciphertext of a SealField, and what its index values came to, in their order.
+	SealedField = struct {
+		Ciphertext []byte
+		Index      []IndexedValue
+	}
+	// IndexedValue is an index value sealed under the subject's key, and its tokens.
+	IndexedValue = struct {
+		Sealed []byte
+		Tokens []IndexToken
+	}
+	// IndexToken is a token of 16 bytes and the version of the index key that it was made with.
+	IndexToken = struct {
+		Key   uint32
+		Token []byte
+	}
 	// OpenField is one field to open. With Expect, nothing is disclosed but whether the plaintext equals it.
 	OpenField = struct {
 		Field              string
@@ -120,7 +137,7 @@ type Client struct {
 
 	sealing   *coalesce.Coalescer[sealCall, sealed]
 	preparing *coalesce.Coalescer[prepareCall, prepared]
-	indexing  *coalesce.Coalescer[*keyspb.IndexValue, []byte]
+	indexing  *coalesce.Coalescer[*keyspb.IndexValue, []IndexToken]
 	opening   *coalesce.Coalescer[*keyspb.OpenItem, []OpenedField]
 
 	prover     atomic.Pointer[Prover]
@@ -258,13 +275,13 @@ func (c *Client) Prepare(ctx context.Context, subject uuid.UUID, detail []byte) 
 	return r.ref, r.detail, err
 }
 
-// IndexToken returns the blind-index token of a normalised value.
-func (c *Client) IndexToken(ctx context.Context, collection, field string, normaliser uint32, value string) ([]byte, error) {
+// IndexTokens returns the blind-index tokens of a normalised value, one under each index key in use, ascending.
+func (c *Client) IndexTokens(ctx context.Context, collection, field string, normaliser uint32, value string) ([]IndexToken, error) {
 	q := &keyspb.IndexValue{Collection: collection, Field: field, Normaliser: normaliser, Value: value}
 	if err := checkIndex(q); err != nil {
-		return nil, fmt.Errorf("computing index token: %w", err)
+		return nil, fmt.Errorf("computing index tokens: %w", err)
 	}
-	return do(ctx, c, c.indexing, "computing index token", q)
+	return do(ctx, c, c.indexing, "computing index tokens", q)
 }
 
 // Open opens fields of one record under the access entry at index, whose bytes are entry. A sidecar that is

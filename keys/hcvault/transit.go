@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 
 	hcapi "github.com/hashicorp/vault/api"
 
@@ -35,6 +36,20 @@ func (k *KEK) Wrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KEKR
 // Unwrap implements keyring.KEK.
 func (k *KEK) Unwrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KEKResult, error) {
 	return k.batch(ctx, items, "decrypt")
+}
+
+// Rewrap implements keyring.KEK.
+func (k *KEK) Rewrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KEKResult, error) {
+	return nil, keys.ErrUnavailable
+}
+
+// Version implements keyring.KEK: it is written in transit's text.
+func (k *KEK) Version(wrapped []byte) (uint64, error) {
+	if !isCiphertext(wrapped) {
+		return 0, fmt.Errorf("wrapped data of an unknown format: %w", keys.ErrTampered)
+	}
+	version, _, _ := bytes.Cut(wrapped[len("vault:v"):], []byte(":"))
+	return strconv.ParseUint(string(version), 10, 64)
 }
 
 // Ready implements keyring.KEK. sys/health says 200 while a failing audit device blocks all requests, so

@@ -64,6 +64,13 @@ func fieldAD(instance string, subject uuid.UUID, collection, field string, versi
 		binary.BigEndian.AppendUint64(nil, version))
 }
 
+// indexValueAD binds a sealed index value to its subject and field. It is not bound to a record's version: the
+// value is carried along while the field is.
+func indexValueAD(instance string, subject uuid.UUID, v *IndexValue) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), subject[:], []byte("index"), []byte(v.Collection), []byte(v.Field),
+		binary.BigEndian.AppendUint32(nil, v.Normaliser))
+}
+
 // detailAD binds a sealed detail of an access record to its subject.
 func detailAD(instance string, subject uuid.UUID) []byte {
 	return keys.Tuple([]byte(scheme), []byte(instance), subject[:], []byte("detail"))
@@ -88,29 +95,42 @@ func indexInput(v *IndexValue) []byte {
 // row is a wrapped bundle, or a wrapped keyset of the instance, as it lies in the key store. Layout:
 //
 //	offset  size  what
-//	0       1     format, 0x01
+//	0       1     format, 0x02
 //	1       8     generation of the key store at which the row was written, big endian, never 0
-//	9       1     length n of the KEK's name, never 0
-//	10      n     name of the KEK
-//	10+n    rest  what the KEK returned, never empty
+//	9       4     rotation of subjects' keys that made the newest key in it, big endian; 0: none has
+//	13      1     number of keys in it, never 0
+//	14      1     length n of the KEK's name, never 0
+//	15      n     name of the KEK
+//	15+n    rest  what the KEK returned, never empty
 //
-// Example, generation 7, KEK "localkek": 01 0000000000000007 08 6c6f63616c6b656b 01 00000001 ...
+// Example, generation 7, no rotation, one key, KEK "localkek":
+//
+//	02 0000000000000007 00000000 01 08 6c6f63616c6b656b 01 00000001 ...
+//
+// Rotation and number of keys repeat what is inside, so that they can be counted without unwrapping.
 //
 // Only the wrapped bytes are secret and authenticated: what the KEK unwraps under the subject's context
 // is the subject's. The generation can be forged by who can write to the key store; that person can put
 // back an older row as well, which is what the generation counter and the epoch are there to catch.
 type row struct {
 	generation uint64
+	rotation   uint32
+	keys       uint8
 	kek        string
 	wrapped    []byte
 }
 
-const rowFormat = 0x01
+const (
+	rowFormat = 0x02
+	rowHeader = 15 // bytes before the KEK's name
+)
 
 func (r row) encode() []byte {
-	b := make([]byte, 0, 10+len(r.kek)+len(r.wrapped))
+	b := make([]byte, 0, rowHeader+len(r.kek)+len(r.wrapped))
 	b = append(b, rowFormat)
 	b = binary.BigEndian.AppendUint64(b, r.generation)
+	b = binary.BigEndian.AppendUint32(b, r.rotation)
+	b = append(b, r.keys)
 	b = append(b, byte(len(r.kek)))
 	b = append(b, r.kek...)
 	return append(b, r.wrapped...)
@@ -118,16 +138,19 @@ func (r row) encode() []byte {
 
 // decodeRow parses a row. It keeps b.
 func decodeRow(b []byte) (row, error) {
-	if len(b) < 10 || b[0] != rowFormat {
+	if len(b) < rowHeader || b[0] != rowFormat {
 		return row{}, fmt.Errorf("row of an unknown format: %w", keys.ErrTampered)
 	}
-	n := int(b[9])
-	if n == 0 || len(b) <= 10+n {
+	n := int(b[rowHeader-1])
+	if n == 0 || len(b) <= rowHeader+n {
 		return row{}, fmt.Errorf("row is cut short: %w", keys.ErrTampered)
 	}
-	r := row{binary.BigEndian.Uint64(b[1:9]), string(b[10 : 10+n]), b[10+n:]}
-	if r.generation == 0 {
-		return row{}, fmt.Errorf("row without generation: %w", keys.ErrTampered)
+	r := row{
+		generation: binary.BigEndian.Uint64(b[1:]), rotation: binary.BigEndian.Uint32(b[9:]), keys: b[13],
+		kek: string(b[rowHeader : rowHeader+n]), wrapped: b[rowHeader+n:],
+	}
+	if r.generation == 0 || r.keys == 0 {
+		return row{}, fmt.Errorf("row without generation or keys: %w", keys.ErrTampered)
 	}
 	return r, nil
 }

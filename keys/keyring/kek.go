@@ -19,8 +19,34 @@ type KEK interface {
 	// wrapped under another context, keys.ErrKEKRetired when its version of the key is no longer allowed,
 	// keys.ErrKEKMissing when the key, or that version of it, does not exist. The caller owns the results and wipes them.
 	Unwrap(ctx context.Context, items []KEKItem) ([]KEKResult, error)
+	// Rewrap wraps what Wrap gave again, under the newest version of the key and the same context; nothing is
+	// unwrapped outside of the KEK. Items fail as those of Unwrap do.
+	Rewrap(ctx context.Context, items []KEKItem) ([]KEKResult, error)
+	// Version tells which version of the key has wrapped data, at least 1, from its form alone. It fails with
+	// keys.ErrTampered.
+	Version(wrapped []byte) (uint64, error)
 	// Ready does a real wrap and unwrap, and reports why it cannot.
 	Ready(ctx context.Context) error
+}
+
+// Epochs is the part of a KEK that begins and ends versions of its key. It is used during an epoch only, and
+// may need more rights than the rest.
+type Epochs interface {
+	// Versions tells which versions there are.
+	Versions(ctx context.Context) (KEKVersions, error)
+	// Rotate makes a new newest version, if the newest is from, and returns the newest. So it may be called again
+	// after an error, which leaves open whether it was done.
+	Rotate(ctx context.Context, from uint64) (newest uint64, err error)
+	// Retire destroys every version before oldest, for good: nothing wrapped under one of them can be unwrapped
+	// or rewrapped any more, whatever copy of it there is. It may be called again.
+	Retire(ctx context.Context, oldest uint64) error
+}
+
+// KEKVersions is the state of a KEK's key.
+type KEKVersions struct {
+	Newest  uint64 // wraps
+	Oldest  uint64 // the oldest that can still unwrap
+	Minimum uint64 // the oldest that is not destroyed; Oldest, unless a retirement was interrupted
 }
 
 // KEKItem is one thing to wrap or unwrap. The context is bound: the same must be given to unwrap.

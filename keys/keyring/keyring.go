@@ -162,7 +162,7 @@ func Create(ctx context.Context, cfg Config) (*Keyring, error) {
 		w.Set(keyGeneration, binary.BigEndian.AppendUint64(nil, 1))
 		w.Set(keyInstance, instanceRow(cfg.Instance, cfg.KEK.Name()))
 		for name, b := range wrapped {
-			w.Set(keyKeyset(name), row{1, cfg.KEK.Name(), b}.encode())
+			w.Set(keyKeyset(name), row{generation: 1, keys: 1, kek: cfg.KEK.Name(), wrapped: b}.encode())
 		}
 		return nil
 	})

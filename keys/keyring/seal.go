@@ -105,8 +105,15 @@ func checkSeal(s *SealSubject) error {
 		case len(f.Carry) > paddedLen(MaxValue)+cipherOverhead:
 			return fmt.Errorf("field %d is too large: %w", i, keys.ErrInvalid)
 		}
-		if f.Index != nil {
-			if err := checkIndex(f.Index); err != nil {
+		if len(f.Index) > MaxIndexValues {
+			return fmt.Errorf("field %d has too many index values: %w", i, keys.ErrInvalid)
+		}
+		for n := range f.Index {
+			if v := &f.Index[n]; len(v.Sealed) > 0 {
+				if err := checkSealedIndex(v); err != nil {
+					return err
+				}
+			} else if err := checkIndex(v); err != nil {
 				return err
 			}
 		}
@@ -131,6 +138,42 @@ func checkIndex(v *IndexValue) error {
 	return nil
 }
 
+// checkSealedIndex accepts a sealed index value.
+func checkSealedIndex(v *IndexValue) error {
+	if err := checkField(v.Collection, v.Field); err != nil {
+		return err
+	}
+	if v.Value != "" || len(v.Sealed) == 0 || len(v.Sealed) > paddedLen(MaxIndexValue)+cipherOverhead {
+		return fmt.Errorf("index value is not a sealed one, or too long: %w", keys.ErrInvalid)
+	}
+	return nil
+}
+
+// indexField makes tokens of a field's index values, and seals the values under the bundle's newest key.
+func (k *Keyring) indexField(in *instance, subject uuid.UUID, values []IndexValue, b *bundle) ([]IndexedValue, error) {
+	out := make([]IndexedValue, len(values))
+	for i := range values {
+		v := values[i]
+		ad := indexValueAD(k.cfg.Instance, subject, &v)
+		var err error
+		if len(v.Sealed) > 0 {
+			var opened Secret
+			if opened, err = b.open(v.Sealed, ad); err != nil {
+				return nil, err
+			}
+			v.Value = string(opened)
+			opened.Wipe()
+		}
+		if out[i].Sealed, err = b.seal([]byte(v.Value), ad); err != nil {
+			return nil, err
+		}
+		if out[i].Tokens, err = in.indexTokens(&v); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
 func (k *Keyring) sealFields(in *instance, s *SealSubject, b *bundle) ([]SealedField, error) {
 	fields := make([]SealedField, len(s.Fields))
 	for i := range s.Fields {
@@ -151,10 +194,8 @@ func (k *Keyring) sealFields(in *instance, s *SealSubject, b *bundle) ([]SealedF
 			return nil, fmt.Errorf("field %d: %w", i, err)
 		}
 		fields[i].Ciphertext = ciphertext
-		if f.Index != nil {
-			if fields[i].Token, err = in.indexToken(f.Index); err != nil {
-				return nil, fmt.Errorf("field %d: %w", i, err)
-			}
+		if fields[i].Index, err = k.indexField(in, s.Subject, f.Index, b); err != nil {
+			return nil, fmt.Errorf("field %d: %w", i, err)
 		}
 	}
 	return fields, nil
@@ -251,7 +292,7 @@ func (k *Keyring) commitNew(ctx context.Context, news []newRow, out []unlocked) 
 				if written[m] = nil; values[2*m] != nil || values[2*m+1] != nil {
 					continue
 				}
-				written[m] = row{generation, k.cfg.KEK.Name(), r.wrapped}.encode()
+				written[m] = row{generation: generation, keys: 1, kek: k.cfg.KEK.Name(), wrapped: r.wrapped}.encode()
 				w.Set(asked[2*m], written[m])
 				raised = true
 			}
@@ -344,9 +385,9 @@ func (k *Keyring) Ref(ctx context.Context, subjects []uuid.UUID) ([]RefResult, e
 	return out, nil
 }
 
-// Index computes blind-index tokens, 16 bytes each, in the order of values. It asks neither KEK nor key
-// store. One value over a limit fails the call.
-func (k *Keyring) Index(_ context.Context, values []IndexValue) ([][]byte, error) {
+// Index computes blind-index tokens, under each index key in use, in the order of values. It asks neither KEK
+// nor key store. One value over a limit fails the call.
+func (k *Keyring) Index(_ context.Context, values []IndexValue) ([][]IndexToken, error) {
 	in, err := k.current()
 	if err != nil {
 		return nil, err
@@ -354,26 +395,27 @@ func (k *Keyring) Index(_ context.Context, values []IndexValue) ([][]byte, error
 	if err := checkItems(len(values)); err != nil {
 		return nil, err
 	}
-	tokens := make([][]byte, len(values))
+	tokens := make([][]IndexToken, len(values))
 	for i := range values {
 		if err := checkIndex(&values[i]); err != nil {
 			return nil, err
 		}
-		if tokens[i], err = in.indexToken(&values[i]); err != nil {
+		if tokens[i], err = in.indexTokens(&values[i]); err != nil {
 			return nil, err
 		}
 	}
 	return tokens, nil
 }
 
-func (in *instance) indexToken(v *IndexValue) ([]byte, error) {
+// indexTokens computes the tokens of a value, one under each index key in use.
+func (in *instance) indexTokens(v *IndexValue) ([]IndexToken, error) {
 	input := indexInput(v)
 	defer clear(input)
 	token, err := in.index.ComputePrimaryPRF(input, tokenSize)
 	if err != nil {
 		return nil, fmt.Errorf("computing an index token: %w", keys.ErrUnavailable)
 	}
-	return token, nil
+	return []IndexToken{{Key: 1, Token: token}}, nil
 }
 
 // Open decrypts fields. It checks no proof: the caller has done so. Outcomes are in the order of subjects,

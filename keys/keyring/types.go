@@ -15,7 +15,9 @@ const (
 	MaxName       = 128      // bytes in the name of a collection, field, label or state, none may be empty
 	MaxIndexValue = 4 << 10  // bytes in a normalised value to be indexed
 	MaxState      = 256 << 10
-	MaxReason     = 256 // bytes in the reason of a destruction
+
+	MaxIndexValues = 32  // of one field
+	MaxReason      = 256 // bytes in the reason of a destruction
 )
 
 // Secret is bytes that must not be printed: fmt, slog and encoding/json show "[redacted]". It converts
@@ -57,7 +59,8 @@ type SealField struct {
 	Plaintext    Secret // the JSON value; never empty
 	Carry        []byte // a ciphertext of the same field, sealed at CarryVersion, to be resealed
 	CarryVersion uint64
-	Index        *IndexValue // also compute a token, when set
+	// Index are values to make tokens of, each with Value, or with Sealed as an earlier call gave it.
+	Index []IndexValue
 }
 
 // SealedSubject is the outcome for one subject: Ref and Fields, or Err.
@@ -70,7 +73,20 @@ type SealedSubject struct {
 // SealedField is the outcome for one field, in the order of the request.
 type SealedField struct {
 	Ciphertext []byte
-	Token      []byte // 16 bytes, when Index was set
+	Index      []IndexedValue // in the order of SealField.Index
+}
+
+// IndexedValue is what an IndexValue came to: the value sealed under the subject's key, so that tokens under
+// a later index key can be made of it here, and a token under each index key in use, ascending by key.
+type IndexedValue struct {
+	Sealed []byte
+	Tokens []IndexToken
+}
+
+// IndexToken is a token of the blind index, 16 bytes, and the version of the index key that it was made with.
+type IndexToken struct {
+	Key   uint32
+	Token []byte
 }
 
 // PrepareItem asks for a subject's reference and for a detail to be sealed.
@@ -97,7 +113,8 @@ type IndexValue struct {
 	Collection string
 	Field      string
 	Normaliser uint32 // version of the normaliser
-	Value      string
+	Value      string // or, in Seal and Reindex,
+	Sealed     []byte // the value as IndexedValue.Sealed holds it
 }
 
 // Format hides the value whatever the verb.

@@ -42,6 +42,9 @@ const (
 	Code_REPLAYED      Code = 10
 	Code_INVALID       Code = 11
 	Code_KEY_EXISTS    Code = 12
+	Code_BUDGET        Code = 13
+	Code_JOB_RUNNING   Code = 14
+	Code_NO_JOB        Code = 15
 )
 
 // Enum value maps for Code.
@@ -60,6 +63,9 @@ var (
 		10: "REPLAYED",
 		11: "INVALID",
 		12: "KEY_EXISTS",
+		13: "BUDGET",
+		14: "JOB_RUNNING",
+		15: "NO_JOB",
 	}
 	Code_value = map[string]int32{
 		"OK":            0,
@@ -75,6 +81,9 @@ var (
 		"REPLAYED":      10,
 		"INVALID":       11,
 		"KEY_EXISTS":    12,
+		"BUDGET":        13,
+		"JOB_RUNNING":   14,
+		"NO_JOB":        15,
 	}
 )
 
@@ -103,6 +112,55 @@ func (x Code) Number() protoreflect.EnumNumber {
 // Deprecated: Use Code.Descriptor instead.
 func (Code) EnumDescriptor() ([]byte, []int) {
 	return file_keys_proto_rawDescGZIP(), []int{0}
+}
+
+type ResealItem_Kind int32
+
+const (
+	ResealItem_FIELD  ResealItem_Kind = 0 // collection, field, version
+	ResealItem_INDEX  ResealItem_Kind = 1 // collection, field, normaliser
+	ResealItem_DETAIL ResealItem_Kind = 2 // details of entries and captures of consents
+)
+
+// Enum value maps for ResealItem_Kind.
+var (
+	ResealItem_Kind_name = map[int32]string{
+		0: "FIELD",
+		1: "INDEX",
+		2: "DETAIL",
+	}
+	ResealItem_Kind_value = map[string]int32{
+		"FIELD":  0,
+		"INDEX":  1,
+		"DETAIL": 2,
+	}
+)
+
+func (x ResealItem_Kind) Enum() *ResealItem_Kind {
+	p := new(ResealItem_Kind)
+	*p = x
+	return p
+}
+
+func (x ResealItem_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ResealItem_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_keys_proto_enumTypes[1].Descriptor()
+}
+
+func (ResealItem_Kind) Type() protoreflect.EnumType {
+	return &file_keys_proto_enumTypes[1]
+}
+
+func (x ResealItem_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ResealItem_Kind.Descriptor instead.
+func (ResealItem_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{36, 0}
 }
 
 type StatusRequest struct {
@@ -153,6 +211,9 @@ type StatusResponse struct {
 	WitnessedRoot []byte                 `protobuf:"bytes,8,opt,name=witnessed_root,json=witnessedRoot,proto3" json:"witnessed_root,omitempty"`
 	Kek           string                 `protobuf:"bytes,9,opt,name=kek,proto3" json:"kek,omitempty"`                                                       // kind of the KEK: hcvault, localkek
 	KekState      Code                   `protobuf:"varint,10,opt,name=kek_state,json=kekState,proto3,enum=pdvault.keys.v1.Code" json:"kek_state,omitempty"` // OK or why it cannot be used now
+	WitnessKeys   []string               `protobuf:"bytes,11,rep,name=witness_keys,json=witnessKeys,proto3" json:"witness_keys,omitempty"`                   // all that cosign now, the newest, witness_key, first
+	LedgerKeys    []string               `protobuf:"bytes,12,rep,name=ledger_keys,json=ledgerKeys,proto3" json:"ledger_keys,omitempty"`                      // all that are bound, the newest, ledger_key, first
+	NextEpoch     int64                  `protobuf:"varint,13,opt,name=next_epoch,json=nextEpoch,proto3" json:"next_epoch,omitempty"`                        // Unix ms by which the next epoch is due; 0: none is planned
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -255,6 +316,27 @@ func (x *StatusResponse) GetKekState() Code {
 		return x.KekState
 	}
 	return Code_OK
+}
+
+func (x *StatusResponse) GetWitnessKeys() []string {
+	if x != nil {
+		return x.WitnessKeys
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetLedgerKeys() []string {
+	if x != nil {
+		return x.LedgerKeys
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetNextEpoch() int64 {
+	if x != nil {
+		return x.NextEpoch
+	}
+	return 0
 }
 
 type BindRequest struct {
@@ -553,7 +635,7 @@ type SealField struct {
 	Plaintext     []byte                 `protobuf:"bytes,4,opt,name=plaintext,proto3" json:"plaintext,omitempty"` // the JSON value; or
 	Carry         []byte                 `protobuf:"bytes,5,opt,name=carry,proto3" json:"carry,omitempty"`         // a ciphertext of the same field sealed at carry_version, to be resealed
 	CarryVersion  uint64                 `protobuf:"varint,6,opt,name=carry_version,json=carryVersion,proto3" json:"carry_version,omitempty"`
-	Index         *IndexValue            `protobuf:"bytes,7,opt,name=index,proto3" json:"index,omitempty"` // also compute a token, when set
+	Index         []*IndexValue          `protobuf:"bytes,7,rep,name=index,proto3" json:"index,omitempty"` // also compute tokens of these; collection and field are the field's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -630,7 +712,7 @@ func (x *SealField) GetCarryVersion() uint64 {
 	return 0
 }
 
-func (x *SealField) GetIndex() *IndexValue {
+func (x *SealField) GetIndex() []*IndexValue {
 	if x != nil {
 		return x.Index
 	}
@@ -642,7 +724,8 @@ type IndexValue struct {
 	Collection    string                 `protobuf:"bytes,1,opt,name=collection,proto3" json:"collection,omitempty"`
 	Field         string                 `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`
 	Normaliser    uint32                 `protobuf:"varint,3,opt,name=normaliser,proto3" json:"normaliser,omitempty"` // version of the normaliser
-	Value         string                 `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`            // normalised
+	Value         string                 `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`            // normalised; or
+	Sealed        []byte                 `protobuf:"bytes,5,opt,name=sealed,proto3" json:"sealed,omitempty"`          // the value as IndexedValue.sealed holds it (Seal and Reindex only)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -705,6 +788,118 @@ func (x *IndexValue) GetValue() string {
 	return ""
 }
 
+func (x *IndexValue) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+type IndexToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           uint32                 `protobuf:"varint,1,opt,name=key,proto3" json:"key,omitempty"`    // version of the index key
+	Token         []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // 16 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IndexToken) Reset() {
+	*x = IndexToken{}
+	mi := &file_keys_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IndexToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IndexToken) ProtoMessage() {}
+
+func (x *IndexToken) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IndexToken.ProtoReflect.Descriptor instead.
+func (*IndexToken) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *IndexToken) GetKey() uint32 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *IndexToken) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+// IndexedValue is what an IndexValue came to.
+type IndexedValue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sealed        []byte                 `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"` // the value, sealed under the subject's key
+	Tokens        []*IndexToken          `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"` // one under each index key in use, ascending
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IndexedValue) Reset() {
+	*x = IndexedValue{}
+	mi := &file_keys_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IndexedValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IndexedValue) ProtoMessage() {}
+
+func (x *IndexedValue) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IndexedValue.ProtoReflect.Descriptor instead.
+func (*IndexedValue) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *IndexedValue) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *IndexedValue) GetTokens() []*IndexToken {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
 type SealResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Subjects      []*SealedSubject       `protobuf:"bytes,1,rep,name=subjects,proto3" json:"subjects,omitempty"`
@@ -715,7 +910,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_keys_proto_msgTypes[10]
+	mi := &file_keys_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +922,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[10]
+	mi := &file_keys_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +935,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{10}
+	return file_keys_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SealResponse) GetSubjects() []*SealedSubject {
@@ -768,7 +963,7 @@ type SealedSubject struct {
 
 func (x *SealedSubject) Reset() {
 	*x = SealedSubject{}
-	mi := &file_keys_proto_msgTypes[11]
+	mi := &file_keys_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +975,7 @@ func (x *SealedSubject) String() string {
 func (*SealedSubject) ProtoMessage() {}
 
 func (x *SealedSubject) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[11]
+	mi := &file_keys_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +988,7 @@ func (x *SealedSubject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedSubject.ProtoReflect.Descriptor instead.
 func (*SealedSubject) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{11}
+	return file_keys_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SealedSubject) GetCode() Code {
@@ -820,14 +1015,14 @@ func (x *SealedSubject) GetFields() []*SealedField {
 type SealedField struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ciphertext    []byte                 `protobuf:"bytes,1,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
-	Token         []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // 16 bytes, when index was set
+	Index         []*IndexedValue        `protobuf:"bytes,3,rep,name=index,proto3" json:"index,omitempty"` // in the order of the request's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SealedField) Reset() {
 	*x = SealedField{}
-	mi := &file_keys_proto_msgTypes[12]
+	mi := &file_keys_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +1034,7 @@ func (x *SealedField) String() string {
 func (*SealedField) ProtoMessage() {}
 
 func (x *SealedField) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[12]
+	mi := &file_keys_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +1047,7 @@ func (x *SealedField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedField.ProtoReflect.Descriptor instead.
 func (*SealedField) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{12}
+	return file_keys_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SealedField) GetCiphertext() []byte {
@@ -862,9 +1057,9 @@ func (x *SealedField) GetCiphertext() []byte {
 	return nil
 }
 
-func (x *SealedField) GetToken() []byte {
+func (x *SealedField) GetIndex() []*IndexedValue {
 	if x != nil {
-		return x.Token
+		return x.Index
 	}
 	return nil
 }
@@ -878,7 +1073,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_keys_proto_msgTypes[13]
+	mi := &file_keys_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1085,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[13]
+	mi := &file_keys_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1098,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{13}
+	return file_keys_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PrepareRequest) GetItems() []*PrepareItem {
@@ -923,7 +1118,7 @@ type PrepareItem struct {
 
 func (x *PrepareItem) Reset() {
 	*x = PrepareItem{}
-	mi := &file_keys_proto_msgTypes[14]
+	mi := &file_keys_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1130,7 @@ func (x *PrepareItem) String() string {
 func (*PrepareItem) ProtoMessage() {}
 
 func (x *PrepareItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[14]
+	mi := &file_keys_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1143,7 @@ func (x *PrepareItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareItem.ProtoReflect.Descriptor instead.
 func (*PrepareItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{14}
+	return file_keys_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PrepareItem) GetSubject() []byte {
@@ -975,7 +1170,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_keys_proto_msgTypes[15]
+	mi := &file_keys_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1182,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[15]
+	mi := &file_keys_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1195,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{15}
+	return file_keys_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PrepareResponse) GetItems() []*PreparedItem {
@@ -1028,7 +1223,7 @@ type PreparedItem struct {
 
 func (x *PreparedItem) Reset() {
 	*x = PreparedItem{}
-	mi := &file_keys_proto_msgTypes[16]
+	mi := &file_keys_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1235,7 @@ func (x *PreparedItem) String() string {
 func (*PreparedItem) ProtoMessage() {}
 
 func (x *PreparedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[16]
+	mi := &file_keys_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1248,7 @@ func (x *PreparedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedItem.ProtoReflect.Descriptor instead.
 func (*PreparedItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{16}
+	return file_keys_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PreparedItem) GetCode() Code {
@@ -1086,7 +1281,7 @@ type IndexRequest struct {
 
 func (x *IndexRequest) Reset() {
 	*x = IndexRequest{}
-	mi := &file_keys_proto_msgTypes[17]
+	mi := &file_keys_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1293,7 @@ func (x *IndexRequest) String() string {
 func (*IndexRequest) ProtoMessage() {}
 
 func (x *IndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[17]
+	mi := &file_keys_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1306,7 @@ func (x *IndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexRequest.ProtoReflect.Descriptor instead.
 func (*IndexRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{17}
+	return file_keys_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IndexRequest) GetValues() []*IndexValue {
@@ -1123,15 +1318,15 @@ func (x *IndexRequest) GetValues() []*IndexValue {
 
 type IndexResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tokens        [][]byte               `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Values        []*IndexTokens         `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IndexResponse) Reset() {
 	*x = IndexResponse{}
-	mi := &file_keys_proto_msgTypes[18]
+	mi := &file_keys_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1338,7 @@ func (x *IndexResponse) String() string {
 func (*IndexResponse) ProtoMessage() {}
 
 func (x *IndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[18]
+	mi := &file_keys_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,14 +1351,7 @@ func (x *IndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexResponse.ProtoReflect.Descriptor instead.
 func (*IndexResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *IndexResponse) GetTokens() [][]byte {
-	if x != nil {
-		return x.Tokens
-	}
-	return nil
+	return file_keys_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IndexResponse) GetGeneration() uint64 {
@@ -1171,6 +1359,57 @@ func (x *IndexResponse) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *IndexResponse) GetValues() []*IndexTokens {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+type IndexTokens struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tokens        []*IndexToken          `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IndexTokens) Reset() {
+	*x = IndexTokens{}
+	mi := &file_keys_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IndexTokens) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IndexTokens) ProtoMessage() {}
+
+func (x *IndexTokens) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IndexTokens.ProtoReflect.Descriptor instead.
+func (*IndexTokens) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *IndexTokens) GetTokens() []*IndexToken {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
 }
 
 type OpenRequest struct {
@@ -1185,7 +1424,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_keys_proto_msgTypes[19]
+	mi := &file_keys_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1436,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[19]
+	mi := &file_keys_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1449,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{19}
+	return file_keys_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *OpenRequest) GetCheckpoint() []byte {
@@ -1256,7 +1495,7 @@ type OpenItem struct {
 
 func (x *OpenItem) Reset() {
 	*x = OpenItem{}
-	mi := &file_keys_proto_msgTypes[20]
+	mi := &file_keys_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1507,7 @@ func (x *OpenItem) String() string {
 func (*OpenItem) ProtoMessage() {}
 
 func (x *OpenItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[20]
+	mi := &file_keys_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1520,7 @@ func (x *OpenItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenItem.ProtoReflect.Descriptor instead.
 func (*OpenItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{20}
+	return file_keys_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OpenItem) GetIndex() int64 {
@@ -1344,7 +1583,7 @@ type OpenField struct {
 
 func (x *OpenField) Reset() {
 	*x = OpenField{}
-	mi := &file_keys_proto_msgTypes[21]
+	mi := &file_keys_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1595,7 @@ func (x *OpenField) String() string {
 func (*OpenField) ProtoMessage() {}
 
 func (x *OpenField) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[21]
+	mi := &file_keys_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1608,7 @@ func (x *OpenField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenField.ProtoReflect.Descriptor instead.
 func (*OpenField) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{21}
+	return file_keys_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *OpenField) GetField() string {
@@ -1399,7 +1638,7 @@ type OpenResponse struct {
 	// the caller proves again from witnessed_size.
 	Stale         bool          `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
 	WitnessedSize int64         `protobuf:"varint,2,opt,name=witnessed_size,json=witnessedSize,proto3" json:"witnessed_size,omitempty"`
-	Cosignature   []byte        `protobuf:"bytes,3,opt,name=cosignature,proto3" json:"cosignature,omitempty"` // note signature line over the checkpoint
+	Cosignature   []byte        `protobuf:"bytes,3,opt,name=cosignature,proto3" json:"cosignature,omitempty"` // note signature lines over the checkpoint, one for each witness key
 	Items         []*OpenedItem `protobuf:"bytes,4,rep,name=items,proto3" json:"items,omitempty"`
 	Generation    uint64        `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1408,7 +1647,7 @@ type OpenResponse struct {
 
 func (x *OpenResponse) Reset() {
 	*x = OpenResponse{}
-	mi := &file_keys_proto_msgTypes[22]
+	mi := &file_keys_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1659,7 @@ func (x *OpenResponse) String() string {
 func (*OpenResponse) ProtoMessage() {}
 
 func (x *OpenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[22]
+	mi := &file_keys_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1672,7 @@ func (x *OpenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenResponse.ProtoReflect.Descriptor instead.
 func (*OpenResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{22}
+	return file_keys_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OpenResponse) GetStale() bool {
@@ -1482,7 +1721,7 @@ type OpenedItem struct {
 
 func (x *OpenedItem) Reset() {
 	*x = OpenedItem{}
-	mi := &file_keys_proto_msgTypes[23]
+	mi := &file_keys_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1733,7 @@ func (x *OpenedItem) String() string {
 func (*OpenedItem) ProtoMessage() {}
 
 func (x *OpenedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[23]
+	mi := &file_keys_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1746,7 @@ func (x *OpenedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenedItem.ProtoReflect.Descriptor instead.
 func (*OpenedItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{23}
+	return file_keys_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OpenedItem) GetCode() Code {
@@ -1541,7 +1780,7 @@ type OpenedField struct {
 
 func (x *OpenedField) Reset() {
 	*x = OpenedField{}
-	mi := &file_keys_proto_msgTypes[24]
+	mi := &file_keys_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1792,7 @@ func (x *OpenedField) String() string {
 func (*OpenedField) ProtoMessage() {}
 
 func (x *OpenedField) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[24]
+	mi := &file_keys_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1805,7 @@ func (x *OpenedField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenedField.ProtoReflect.Descriptor instead.
 func (*OpenedField) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{24}
+	return file_keys_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OpenedField) GetPlaintext() []byte {
@@ -1594,7 +1833,7 @@ type WitnessRequest struct {
 
 func (x *WitnessRequest) Reset() {
 	*x = WitnessRequest{}
-	mi := &file_keys_proto_msgTypes[25]
+	mi := &file_keys_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1845,7 @@ func (x *WitnessRequest) String() string {
 func (*WitnessRequest) ProtoMessage() {}
 
 func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[25]
+	mi := &file_keys_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1858,7 @@ func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessRequest.ProtoReflect.Descriptor instead.
 func (*WitnessRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{25}
+	return file_keys_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WitnessRequest) GetCheckpoint() []byte {
@@ -1654,7 +1893,7 @@ type WitnessResponse struct {
 
 func (x *WitnessResponse) Reset() {
 	*x = WitnessResponse{}
-	mi := &file_keys_proto_msgTypes[26]
+	mi := &file_keys_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1905,7 @@ func (x *WitnessResponse) String() string {
 func (*WitnessResponse) ProtoMessage() {}
 
 func (x *WitnessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[26]
+	mi := &file_keys_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1918,7 @@ func (x *WitnessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessResponse.ProtoReflect.Descriptor instead.
 func (*WitnessResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{26}
+	return file_keys_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WitnessResponse) GetStale() bool {
@@ -1703,13 +1942,1783 @@ func (x *WitnessResponse) GetCosignature() []byte {
 	return nil
 }
 
+// DestroyRequest carries proofs like OpenRequest. Each entry is a subject.erased that names the subject's
+// reference.
+type DestroyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    []byte                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	From          int64                  `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	Consistency   [][]byte               `protobuf:"bytes,3,rep,name=consistency,proto3" json:"consistency,omitempty"`
+	Items         []*DestroyItem         `protobuf:"bytes,4,rep,name=items,proto3" json:"items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestroyRequest) Reset() {
+	*x = DestroyRequest{}
+	mi := &file_keys_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestroyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestroyRequest) ProtoMessage() {}
+
+func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestroyRequest.ProtoReflect.Descriptor instead.
+func (*DestroyRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DestroyRequest) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *DestroyRequest) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *DestroyRequest) GetConsistency() [][]byte {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
+func (x *DestroyRequest) GetItems() []*DestroyItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+type DestroyItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         int64                  `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Entry         []byte                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	Inclusion     [][]byte               `protobuf:"bytes,3,rep,name=inclusion,proto3" json:"inclusion,omitempty"`
+	Subject       []byte                 `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestroyItem) Reset() {
+	*x = DestroyItem{}
+	mi := &file_keys_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestroyItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestroyItem) ProtoMessage() {}
+
+func (x *DestroyItem) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestroyItem.ProtoReflect.Descriptor instead.
+func (*DestroyItem) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DestroyItem) GetIndex() int64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *DestroyItem) GetEntry() []byte {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *DestroyItem) GetInclusion() [][]byte {
+	if x != nil {
+		return x.Inclusion
+	}
+	return nil
+}
+
+func (x *DestroyItem) GetSubject() []byte {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+type DestroyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stale         bool                   `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	WitnessedSize int64                  `protobuf:"varint,2,opt,name=witnessed_size,json=witnessedSize,proto3" json:"witnessed_size,omitempty"`
+	Cosignature   []byte                 `protobuf:"bytes,3,opt,name=cosignature,proto3" json:"cosignature,omitempty"`
+	Items         []*DestroyedItem       `protobuf:"bytes,4,rep,name=items,proto3" json:"items,omitempty"`
+	Generation    uint64                 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestroyResponse) Reset() {
+	*x = DestroyResponse{}
+	mi := &file_keys_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestroyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestroyResponse) ProtoMessage() {}
+
+func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestroyResponse.ProtoReflect.Descriptor instead.
+func (*DestroyResponse) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DestroyResponse) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+func (x *DestroyResponse) GetWitnessedSize() int64 {
+	if x != nil {
+		return x.WitnessedSize
+	}
+	return 0
+}
+
+func (x *DestroyResponse) GetCosignature() []byte {
+	if x != nil {
+		return x.Cosignature
+	}
+	return nil
+}
+
+func (x *DestroyResponse) GetItems() []*DestroyedItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *DestroyResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type DestroyedItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=pdvault.keys.v1.Code" json:"code,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`                   // of the key store, that the tombstone was written at
+	KekVersion    uint64                 `protobuf:"varint,4,opt,name=kek_version,json=kekVersion,proto3" json:"kek_version,omitempty"` // version of the KEK that wrapped the bundle, or wraps now
+	DeadBy        int64                  `protobuf:"varint,5,opt,name=dead_by,json=deadBy,proto3" json:"dead_by,omitempty"`             // Unix ms by which the epoch that kills older copies is due; 0: none is planned
+	Already       bool                   `protobuf:"varint,6,opt,name=already,proto3" json:"already,omitempty"`                         // it was destroyed before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestroyedItem) Reset() {
+	*x = DestroyedItem{}
+	mi := &file_keys_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestroyedItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestroyedItem) ProtoMessage() {}
+
+func (x *DestroyedItem) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestroyedItem.ProtoReflect.Descriptor instead.
+func (*DestroyedItem) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *DestroyedItem) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *DestroyedItem) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *DestroyedItem) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *DestroyedItem) GetKekVersion() uint64 {
+	if x != nil {
+		return x.KekVersion
+	}
+	return 0
+}
+
+func (x *DestroyedItem) GetDeadBy() int64 {
+	if x != nil {
+		return x.DeadBy
+	}
+	return 0
+}
+
+func (x *DestroyedItem) GetAlready() bool {
+	if x != nil {
+		return x.Already
+	}
+	return false
+}
+
+type ResealRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      uint32                 `protobuf:"varint,1,opt,name=rotation,proto3" json:"rotation,omitempty"` // target of the job: bundles of an older rotation get a new key first
+	Subjects      []*ResealSubject       `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealRequest) Reset() {
+	*x = ResealRequest{}
+	mi := &file_keys_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealRequest) ProtoMessage() {}
+
+func (x *ResealRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealRequest.ProtoReflect.Descriptor instead.
+func (*ResealRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ResealRequest) GetRotation() uint32 {
+	if x != nil {
+		return x.Rotation
+	}
+	return 0
+}
+
+func (x *ResealRequest) GetSubjects() []*ResealSubject {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+type ResealSubject struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subject       []byte                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	Items         []*ResealItem          `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealSubject) Reset() {
+	*x = ResealSubject{}
+	mi := &file_keys_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealSubject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealSubject) ProtoMessage() {}
+
+func (x *ResealSubject) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealSubject.ProtoReflect.Descriptor instead.
+func (*ResealSubject) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ResealSubject) GetSubject() []byte {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *ResealSubject) GetItems() []*ResealItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+type ResealItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          ResealItem_Kind        `protobuf:"varint,1,opt,name=kind,proto3,enum=pdvault.keys.v1.ResealItem_Kind" json:"kind,omitempty"`
+	Collection    string                 `protobuf:"bytes,2,opt,name=collection,proto3" json:"collection,omitempty"`
+	Field         string                 `protobuf:"bytes,3,opt,name=field,proto3" json:"field,omitempty"`
+	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	Normaliser    uint32                 `protobuf:"varint,5,opt,name=normaliser,proto3" json:"normaliser,omitempty"`
+	Ciphertext    []byte                 `protobuf:"bytes,6,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealItem) Reset() {
+	*x = ResealItem{}
+	mi := &file_keys_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealItem) ProtoMessage() {}
+
+func (x *ResealItem) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealItem.ProtoReflect.Descriptor instead.
+func (*ResealItem) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ResealItem) GetKind() ResealItem_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return ResealItem_FIELD
+}
+
+func (x *ResealItem) GetCollection() string {
+	if x != nil {
+		return x.Collection
+	}
+	return ""
+}
+
+func (x *ResealItem) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *ResealItem) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ResealItem) GetNormaliser() uint32 {
+	if x != nil {
+		return x.Normaliser
+	}
+	return 0
+}
+
+func (x *ResealItem) GetCiphertext() []byte {
+	if x != nil {
+		return x.Ciphertext
+	}
+	return nil
+}
+
+type ResealResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subjects      []*ResealedSubject     `protobuf:"bytes,1,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealResponse) Reset() {
+	*x = ResealResponse{}
+	mi := &file_keys_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealResponse) ProtoMessage() {}
+
+func (x *ResealResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealResponse.ProtoReflect.Descriptor instead.
+func (*ResealResponse) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ResealResponse) GetSubjects() []*ResealedSubject {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+func (x *ResealResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type ResealedSubject struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=pdvault.keys.v1.Code" json:"code,omitempty"`
+	Ref           []byte                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	Ciphertexts   [][]byte               `protobuf:"bytes,3,rep,name=ciphertexts,proto3" json:"ciphertexts,omitempty"` // in the order of the request; empty where it was under the newest key already
+	Rotation      uint32                 `protobuf:"varint,4,opt,name=rotation,proto3" json:"rotation,omitempty"`      // of the bundle now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealedSubject) Reset() {
+	*x = ResealedSubject{}
+	mi := &file_keys_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealedSubject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealedSubject) ProtoMessage() {}
+
+func (x *ResealedSubject) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealedSubject.ProtoReflect.Descriptor instead.
+func (*ResealedSubject) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ResealedSubject) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *ResealedSubject) GetRef() []byte {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *ResealedSubject) GetCiphertexts() [][]byte {
+	if x != nil {
+		return x.Ciphertexts
+	}
+	return nil
+}
+
+func (x *ResealedSubject) GetRotation() uint32 {
+	if x != nil {
+		return x.Rotation
+	}
+	return 0
+}
+
+type RetireRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      uint32                 `protobuf:"varint,1,opt,name=rotation,proto3" json:"rotation,omitempty"` // bundles of at least this rotation keep their newest key only
+	Subjects      [][]byte               `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireRequest) Reset() {
+	*x = RetireRequest{}
+	mi := &file_keys_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireRequest) ProtoMessage() {}
+
+func (x *RetireRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
+func (*RetireRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RetireRequest) GetRotation() uint32 {
+	if x != nil {
+		return x.Rotation
+	}
+	return 0
+}
+
+func (x *RetireRequest) GetSubjects() [][]byte {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+type RetireResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Codes         []Code                 `protobuf:"varint,1,rep,packed,name=codes,proto3,enum=pdvault.keys.v1.Code" json:"codes,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireResponse) Reset() {
+	*x = RetireResponse{}
+	mi := &file_keys_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireResponse) ProtoMessage() {}
+
+func (x *RetireResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireResponse.ProtoReflect.Descriptor instead.
+func (*RetireResponse) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RetireResponse) GetCodes() []Code {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
+func (x *RetireResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type ReindexRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subjects      []*ReindexSubject      `protobuf:"bytes,1,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReindexRequest) Reset() {
+	*x = ReindexRequest{}
+	mi := &file_keys_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReindexRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReindexRequest) ProtoMessage() {}
+
+func (x *ReindexRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReindexRequest.ProtoReflect.Descriptor instead.
+func (*ReindexRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ReindexRequest) GetSubjects() []*ReindexSubject {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+type ReindexSubject struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subject       []byte                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	Values        []*IndexValue          `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"` // sealed ones only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReindexSubject) Reset() {
+	*x = ReindexSubject{}
+	mi := &file_keys_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReindexSubject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReindexSubject) ProtoMessage() {}
+
+func (x *ReindexSubject) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReindexSubject.ProtoReflect.Descriptor instead.
+func (*ReindexSubject) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ReindexSubject) GetSubject() []byte {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *ReindexSubject) GetValues() []*IndexValue {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+type ReindexResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subjects      []*ReindexedSubject    `protobuf:"bytes,1,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReindexResponse) Reset() {
+	*x = ReindexResponse{}
+	mi := &file_keys_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReindexResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReindexResponse) ProtoMessage() {}
+
+func (x *ReindexResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReindexResponse.ProtoReflect.Descriptor instead.
+func (*ReindexResponse) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ReindexResponse) GetSubjects() []*ReindexedSubject {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+func (x *ReindexResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type ReindexedSubject struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=pdvault.keys.v1.Code" json:"code,omitempty"`
+	Ref           []byte                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	Values        []*IndexTokens         `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReindexedSubject) Reset() {
+	*x = ReindexedSubject{}
+	mi := &file_keys_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReindexedSubject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReindexedSubject) ProtoMessage() {}
+
+func (x *ReindexedSubject) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReindexedSubject.ProtoReflect.Descriptor instead.
+func (*ReindexedSubject) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ReindexedSubject) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *ReindexedSubject) GetRef() []byte {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *ReindexedSubject) GetValues() []*IndexTokens {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+type InventoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InventoryRequest) Reset() {
+	*x = InventoryRequest{}
+	mi := &file_keys_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InventoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InventoryRequest) ProtoMessage() {}
+
+func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
+func (*InventoryRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{45}
+}
+
+type InventoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Versions      []*KeyVersion          `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"`                                 // kind ascending, version descending
+	Subjects      int64                  `protobuf:"varint,2,opt,name=subjects,proto3" json:"subjects,omitempty"`                                // bundles
+	Destroyed     int64                  `protobuf:"varint,3,opt,name=destroyed,proto3" json:"destroyed,omitempty"`                              // tombstones
+	Counted       int64                  `protobuf:"varint,4,opt,name=counted,proto3" json:"counted,omitempty"`                                  // Unix ms of the count
+	NextEpoch     int64                  `protobuf:"varint,5,opt,name=next_epoch,json=nextEpoch,proto3" json:"next_epoch,omitempty"`             // Unix ms by which the next epoch is due; 0: none is planned
+	EpochInterval int64                  `protobuf:"varint,6,opt,name=epoch_interval,json=epochInterval,proto3" json:"epoch_interval,omitempty"` // seconds; 0: none is planned
+	Generation    uint64                 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
+	Kek           string                 `protobuf:"bytes,8,opt,name=kek,proto3" json:"kek,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InventoryResponse) Reset() {
+	*x = InventoryResponse{}
+	mi := &file_keys_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InventoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InventoryResponse) ProtoMessage() {}
+
+func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
+func (*InventoryResponse) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *InventoryResponse) GetVersions() []*KeyVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *InventoryResponse) GetSubjects() int64 {
+	if x != nil {
+		return x.Subjects
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetDestroyed() int64 {
+	if x != nil {
+		return x.Destroyed
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetCounted() int64 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetNextEpoch() int64 {
+	if x != nil {
+		return x.NextEpoch
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetEpochInterval() int64 {
+	if x != nil {
+		return x.EpochInterval
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetKek() string {
+	if x != nil {
+		return x.Kek
+	}
+	return ""
+}
+
+type KeyVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // kek, subject, index, token, service, witness
+	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Newest        bool                   `protobuf:"varint,3,opt,name=newest,proto3" json:"newest,omitempty"`
+	Count         int64                  `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"` // bundles and keysets wrapped, or bundles, or keys, on this version
+	Made          int64                  `protobuf:"varint,5,opt,name=made,proto3" json:"made,omitempty"`   // Unix ms; 0: not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyVersion) Reset() {
+	*x = KeyVersion{}
+	mi := &file_keys_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyVersion) ProtoMessage() {}
+
+func (x *KeyVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyVersion.ProtoReflect.Descriptor instead.
+func (*KeyVersion) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *KeyVersion) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *KeyVersion) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *KeyVersion) GetNewest() bool {
+	if x != nil {
+		return x.Newest
+	}
+	return false
+}
+
+func (x *KeyVersion) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *KeyVersion) GetMade() int64 {
+	if x != nil {
+		return x.Made
+	}
+	return 0
+}
+
+type StartJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         string                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`     // kek, subject, all-subjects, index, token, ledger, witness
+	Subject       []byte                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"` // for scope subject
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`           // who asked: caller id, or "pdkeys"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartJobRequest) Reset() {
+	*x = StartJobRequest{}
+	mi := &file_keys_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartJobRequest) ProtoMessage() {}
+
+func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
+func (*StartJobRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *StartJobRequest) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *StartJobRequest) GetSubject() []byte {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *StartJobRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type JobResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobResponse) Reset() {
+	*x = JobResponse{}
+	mi := &file_keys_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobResponse) ProtoMessage() {}
+
+func (x *JobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobResponse.ProtoReflect.Descriptor instead.
+func (*JobResponse) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *JobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+type JobsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobsRequest) Reset() {
+	*x = JobsRequest{}
+	mi := &file_keys_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobsRequest) ProtoMessage() {}
+
+func (x *JobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobsRequest.ProtoReflect.Descriptor instead.
+func (*JobsRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{50}
+}
+
+type JobsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Jobs          []*Job                 `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobsResponse) Reset() {
+	*x = JobsResponse{}
+	mi := &file_keys_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobsResponse) ProtoMessage() {}
+
+func (x *JobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobsResponse.ProtoReflect.Descriptor instead.
+func (*JobsResponse) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *JobsResponse) GetJobs() []*Job {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
+type AdvanceJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Phase         string                 `protobuf:"bytes,2,opt,name=phase,proto3" json:"phase,omitempty"` // empty: unchanged
+	Done          int64                  `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	Total         int64                  `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	Finish        bool                   `protobuf:"varint,5,opt,name=finish,proto3" json:"finish,omitempty"`     // all is done; the sidecar verifies that nothing is left, or refuses
+	Failure       string                 `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`    // code of a failure that ends it; empty: none
+	Recorded      int64                  `protobuf:"varint,7,opt,name=recorded,proto3" json:"recorded,omitempty"` // index of the entry that holds the evidence; -1: none yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdvanceJobRequest) Reset() {
+	*x = AdvanceJobRequest{}
+	mi := &file_keys_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdvanceJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdvanceJobRequest) ProtoMessage() {}
+
+func (x *AdvanceJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdvanceJobRequest.ProtoReflect.Descriptor instead.
+func (*AdvanceJobRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *AdvanceJobRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AdvanceJobRequest) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *AdvanceJobRequest) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *AdvanceJobRequest) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *AdvanceJobRequest) GetFinish() bool {
+	if x != nil {
+		return x.Finish
+	}
+	return false
+}
+
+func (x *AdvanceJobRequest) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *AdvanceJobRequest) GetRecorded() int64 {
+	if x != nil {
+		return x.Recorded
+	}
+	return 0
+}
+
+type Job struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // UUIDv7
+	Scope         string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Subject       []byte                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	By            string                 `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // running, done, failed
+	Phase         string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"`
+	Done          int64                  `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	Total         int64                  `protobuf:"varint,8,opt,name=total,proto3" json:"total,omitempty"`     // 0: not known yet
+	Started       int64                  `protobuf:"varint,9,opt,name=started,proto3" json:"started,omitempty"` // Unix ms
+	Updated       int64                  `protobuf:"varint,10,opt,name=updated,proto3" json:"updated,omitempty"`
+	Finished      int64                  `protobuf:"varint,11,opt,name=finished,proto3" json:"finished,omitempty"` // 0: not yet
+	Target        uint64                 `protobuf:"varint,12,opt,name=target,proto3" json:"target,omitempty"`     // version that everything is brought to
+	Failure       string                 `protobuf:"bytes,13,opt,name=failure,proto3" json:"failure,omitempty"`    // code
+	Evidence      string                 `protobuf:"bytes,14,opt,name=evidence,proto3" json:"evidence,omitempty"`  // signed note of the witness key, when done
+	Recorded      int64                  `protobuf:"varint,15,opt,name=recorded,proto3" json:"recorded,omitempty"` // index of the ledger entry that holds it; -1: none yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Job) Reset() {
+	*x = Job{}
+	mi := &file_keys_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Job) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Job) ProtoMessage() {}
+
+func (x *Job) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Job.ProtoReflect.Descriptor instead.
+func (*Job) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *Job) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Job) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Job) GetSubject() []byte {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *Job) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Job) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Job) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Job) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *Job) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *Job) GetStarted() int64 {
+	if x != nil {
+		return x.Started
+	}
+	return 0
+}
+
+func (x *Job) GetUpdated() int64 {
+	if x != nil {
+		return x.Updated
+	}
+	return 0
+}
+
+func (x *Job) GetFinished() int64 {
+	if x != nil {
+		return x.Finished
+	}
+	return 0
+}
+
+func (x *Job) GetTarget() uint64 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *Job) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *Job) GetEvidence() string {
+	if x != nil {
+		return x.Evidence
+	}
+	return ""
+}
+
+func (x *Job) GetRecorded() int64 {
+	if x != nil {
+		return x.Recorded
+	}
+	return 0
+}
+
+type RotateLedgerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    []byte                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // of the witnessed size or newer, signed by the bound key and by ledger_key
+	From          int64                  `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	Consistency   [][]byte               `protobuf:"bytes,3,rep,name=consistency,proto3" json:"consistency,omitempty"`
+	LedgerKey     string                 `protobuf:"bytes,4,opt,name=ledger_key,json=ledgerKey,proto3" json:"ledger_key,omitempty"` // note verifier key that is newest from now on
+	Drop          string                 `protobuf:"bytes,5,opt,name=drop,proto3" json:"drop,omitempty"`                            // note verifier key that is no longer taken; empty: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateLedgerRequest) Reset() {
+	*x = RotateLedgerRequest{}
+	mi := &file_keys_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateLedgerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateLedgerRequest) ProtoMessage() {}
+
+func (x *RotateLedgerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateLedgerRequest.ProtoReflect.Descriptor instead.
+func (*RotateLedgerRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *RotateLedgerRequest) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *RotateLedgerRequest) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *RotateLedgerRequest) GetConsistency() [][]byte {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
+func (x *RotateLedgerRequest) GetLedgerKey() string {
+	if x != nil {
+		return x.LedgerKey
+	}
+	return ""
+}
+
+func (x *RotateLedgerRequest) GetDrop() string {
+	if x != nil {
+		return x.Drop
+	}
+	return ""
+}
+
+type RotateLedgerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stale         bool                   `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	WitnessedSize int64                  `protobuf:"varint,2,opt,name=witnessed_size,json=witnessedSize,proto3" json:"witnessed_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateLedgerResponse) Reset() {
+	*x = RotateLedgerResponse{}
+	mi := &file_keys_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateLedgerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateLedgerResponse) ProtoMessage() {}
+
+func (x *RotateLedgerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateLedgerResponse.ProtoReflect.Descriptor instead.
+func (*RotateLedgerResponse) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *RotateLedgerResponse) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+func (x *RotateLedgerResponse) GetWitnessedSize() int64 {
+	if x != nil {
+		return x.WitnessedSize
+	}
+	return 0
+}
+
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_keys_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{56}
+}
+
+type BackupChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupChunk) Reset() {
+	*x = BackupChunk{}
+	mi := &file_keys_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupChunk) ProtoMessage() {}
+
+func (x *BackupChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
+func (*BackupChunk) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *BackupChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_keys_proto protoreflect.FileDescriptor
 
 const file_keys_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
 	"keys.proto\x12\x0fpdvault.keys.v1\"\x0f\n" +
-	"\rStatusRequest\"\xd2\x02\n" +
+	"\rStatusRequest\"\xb5\x03\n" +
 	"\x0eStatusResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
 	"\asidecar\x18\x02 \x01(\tR\asidecar\x12\x1f\n" +
@@ -1725,7 +3734,12 @@ const file_keys_proto_rawDesc = "" +
 	"\x0ewitnessed_root\x18\b \x01(\fR\rwitnessedRoot\x12\x10\n" +
 	"\x03kek\x18\t \x01(\tR\x03kek\x122\n" +
 	"\tkek_state\x18\n" +
-	" \x01(\x0e2\x15.pdvault.keys.v1.CodeR\bkekState\"D\n" +
+	" \x01(\x0e2\x15.pdvault.keys.v1.CodeR\bkekState\x12!\n" +
+	"\fwitness_keys\x18\v \x03(\tR\vwitnessKeys\x12\x1f\n" +
+	"\vledger_keys\x18\f \x03(\tR\n" +
+	"ledgerKeys\x12\x1d\n" +
+	"\n" +
+	"next_epoch\x18\r \x01(\x03R\tnextEpoch\"D\n" +
 	"\vBindRequest\x12\x16\n" +
 	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x1d\n" +
 	"\n" +
@@ -1751,7 +3765,7 @@ const file_keys_proto_rawDesc = "" +
 	"\tplaintext\x18\x04 \x01(\fR\tplaintext\x12\x14\n" +
 	"\x05carry\x18\x05 \x01(\fR\x05carry\x12#\n" +
 	"\rcarry_version\x18\x06 \x01(\x04R\fcarryVersion\x121\n" +
-	"\x05index\x18\a \x01(\v2\x1b.pdvault.keys.v1.IndexValueR\x05index\"x\n" +
+	"\x05index\x18\a \x03(\v2\x1b.pdvault.keys.v1.IndexValueR\x05index\"\x90\x01\n" +
 	"\n" +
 	"IndexValue\x12\x1e\n" +
 	"\n" +
@@ -1761,7 +3775,15 @@ const file_keys_proto_rawDesc = "" +
 	"\n" +
 	"normaliser\x18\x03 \x01(\rR\n" +
 	"normaliser\x12\x14\n" +
-	"\x05value\x18\x04 \x01(\tR\x05value\"j\n" +
+	"\x05value\x18\x04 \x01(\tR\x05value\x12\x16\n" +
+	"\x06sealed\x18\x05 \x01(\fR\x06sealed\"4\n" +
+	"\n" +
+	"IndexToken\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token\"[\n" +
+	"\fIndexedValue\x12\x16\n" +
+	"\x06sealed\x18\x01 \x01(\fR\x06sealed\x123\n" +
+	"\x06tokens\x18\x02 \x03(\v2\x1b.pdvault.keys.v1.IndexTokenR\x06tokens\"j\n" +
 	"\fSealResponse\x12:\n" +
 	"\bsubjects\x18\x01 \x03(\v2\x1e.pdvault.keys.v1.SealedSubjectR\bsubjects\x12\x1e\n" +
 	"\n" +
@@ -1770,12 +3792,12 @@ const file_keys_proto_rawDesc = "" +
 	"\rSealedSubject\x12)\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x15.pdvault.keys.v1.CodeR\x04code\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\fR\x03ref\x124\n" +
-	"\x06fields\x18\x03 \x03(\v2\x1c.pdvault.keys.v1.SealedFieldR\x06fields\"C\n" +
+	"\x06fields\x18\x03 \x03(\v2\x1c.pdvault.keys.v1.SealedFieldR\x06fields\"h\n" +
 	"\vSealedField\x12\x1e\n" +
 	"\n" +
 	"ciphertext\x18\x01 \x01(\fR\n" +
-	"ciphertext\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\fR\x05token\"D\n" +
+	"ciphertext\x123\n" +
+	"\x05index\x18\x03 \x03(\v2\x1d.pdvault.keys.v1.IndexedValueR\x05indexJ\x04\b\x02\x10\x03\"D\n" +
 	"\x0ePrepareRequest\x122\n" +
 	"\x05items\x18\x01 \x03(\v2\x1c.pdvault.keys.v1.PrepareItemR\x05items\"?\n" +
 	"\vPrepareItem\x12\x18\n" +
@@ -1791,12 +3813,14 @@ const file_keys_proto_rawDesc = "" +
 	"\x03ref\x18\x02 \x01(\fR\x03ref\x12#\n" +
 	"\rsealed_detail\x18\x03 \x01(\fR\fsealedDetail\"C\n" +
 	"\fIndexRequest\x123\n" +
-	"\x06values\x18\x01 \x03(\v2\x1b.pdvault.keys.v1.IndexValueR\x06values\"G\n" +
-	"\rIndexResponse\x12\x16\n" +
-	"\x06tokens\x18\x01 \x03(\fR\x06tokens\x12\x1e\n" +
+	"\x06values\x18\x01 \x03(\v2\x1b.pdvault.keys.v1.IndexValueR\x06values\"k\n" +
+	"\rIndexResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"\x94\x01\n" +
+	"generation\x124\n" +
+	"\x06values\x18\x03 \x03(\v2\x1c.pdvault.keys.v1.IndexTokensR\x06valuesJ\x04\b\x01\x10\x02\"B\n" +
+	"\vIndexTokens\x123\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x1b.pdvault.keys.v1.IndexTokenR\x06tokens\"\x94\x01\n" +
 	"\vOpenRequest\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
@@ -1845,7 +3869,163 @@ const file_keys_proto_rawDesc = "" +
 	"\x0fWitnessResponse\x12\x14\n" +
 	"\x05stale\x18\x01 \x01(\bR\x05stale\x12%\n" +
 	"\x0ewitnessed_size\x18\x02 \x01(\x03R\rwitnessedSize\x12 \n" +
-	"\vcosignature\x18\x03 \x01(\fR\vcosignature*\xc3\x01\n" +
+	"\vcosignature\x18\x03 \x01(\fR\vcosignature\"\x9a\x01\n" +
+	"\x0eDestroyRequest\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\fR\n" +
+	"checkpoint\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x03R\x04from\x12 \n" +
+	"\vconsistency\x18\x03 \x03(\fR\vconsistency\x122\n" +
+	"\x05items\x18\x04 \x03(\v2\x1c.pdvault.keys.v1.DestroyItemR\x05items\"q\n" +
+	"\vDestroyItem\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\fR\x05entry\x12\x1c\n" +
+	"\tinclusion\x18\x03 \x03(\fR\tinclusion\x12\x18\n" +
+	"\asubject\x18\x04 \x01(\fR\asubject\"\xc6\x01\n" +
+	"\x0fDestroyResponse\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\bR\x05stale\x12%\n" +
+	"\x0ewitnessed_size\x18\x02 \x01(\x03R\rwitnessedSize\x12 \n" +
+	"\vcosignature\x18\x03 \x01(\fR\vcosignature\x124\n" +
+	"\x05items\x18\x04 \x03(\v2\x1e.pdvault.keys.v1.DestroyedItemR\x05items\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x05 \x01(\x04R\n" +
+	"generation\"\xc0\x01\n" +
+	"\rDestroyedItem\x12)\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x15.pdvault.keys.v1.CodeR\x04code\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x12\x1f\n" +
+	"\vkek_version\x18\x04 \x01(\x04R\n" +
+	"kekVersion\x12\x17\n" +
+	"\adead_by\x18\x05 \x01(\x03R\x06deadBy\x12\x18\n" +
+	"\aalready\x18\x06 \x01(\bR\aalready\"g\n" +
+	"\rResealRequest\x12\x1a\n" +
+	"\brotation\x18\x01 \x01(\rR\brotation\x12:\n" +
+	"\bsubjects\x18\x02 \x03(\v2\x1e.pdvault.keys.v1.ResealSubjectR\bsubjects\"\\\n" +
+	"\rResealSubject\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\fR\asubject\x121\n" +
+	"\x05items\x18\x02 \x03(\v2\x1b.pdvault.keys.v1.ResealItemR\x05items\"\xfc\x01\n" +
+	"\n" +
+	"ResealItem\x124\n" +
+	"\x04kind\x18\x01 \x01(\x0e2 .pdvault.keys.v1.ResealItem.KindR\x04kind\x12\x1e\n" +
+	"\n" +
+	"collection\x18\x02 \x01(\tR\n" +
+	"collection\x12\x14\n" +
+	"\x05field\x18\x03 \x01(\tR\x05field\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12\x1e\n" +
+	"\n" +
+	"normaliser\x18\x05 \x01(\rR\n" +
+	"normaliser\x12\x1e\n" +
+	"\n" +
+	"ciphertext\x18\x06 \x01(\fR\n" +
+	"ciphertext\"(\n" +
+	"\x04Kind\x12\t\n" +
+	"\x05FIELD\x10\x00\x12\t\n" +
+	"\x05INDEX\x10\x01\x12\n" +
+	"\n" +
+	"\x06DETAIL\x10\x02\"n\n" +
+	"\x0eResealResponse\x12<\n" +
+	"\bsubjects\x18\x01 \x03(\v2 .pdvault.keys.v1.ResealedSubjectR\bsubjects\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\"\x8c\x01\n" +
+	"\x0fResealedSubject\x12)\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x15.pdvault.keys.v1.CodeR\x04code\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\fR\x03ref\x12 \n" +
+	"\vciphertexts\x18\x03 \x03(\fR\vciphertexts\x12\x1a\n" +
+	"\brotation\x18\x04 \x01(\rR\brotation\"G\n" +
+	"\rRetireRequest\x12\x1a\n" +
+	"\brotation\x18\x01 \x01(\rR\brotation\x12\x1a\n" +
+	"\bsubjects\x18\x02 \x03(\fR\bsubjects\"]\n" +
+	"\x0eRetireResponse\x12+\n" +
+	"\x05codes\x18\x01 \x03(\x0e2\x15.pdvault.keys.v1.CodeR\x05codes\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\"M\n" +
+	"\x0eReindexRequest\x12;\n" +
+	"\bsubjects\x18\x01 \x03(\v2\x1f.pdvault.keys.v1.ReindexSubjectR\bsubjects\"_\n" +
+	"\x0eReindexSubject\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\fR\asubject\x123\n" +
+	"\x06values\x18\x02 \x03(\v2\x1b.pdvault.keys.v1.IndexValueR\x06values\"p\n" +
+	"\x0fReindexResponse\x12=\n" +
+	"\bsubjects\x18\x01 \x03(\v2!.pdvault.keys.v1.ReindexedSubjectR\bsubjects\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\"\x85\x01\n" +
+	"\x10ReindexedSubject\x12)\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x15.pdvault.keys.v1.CodeR\x04code\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\fR\x03ref\x124\n" +
+	"\x06values\x18\x03 \x03(\v2\x1c.pdvault.keys.v1.IndexTokensR\x06values\"\x12\n" +
+	"\x10InventoryRequest\"\x98\x02\n" +
+	"\x11InventoryResponse\x127\n" +
+	"\bversions\x18\x01 \x03(\v2\x1b.pdvault.keys.v1.KeyVersionR\bversions\x12\x1a\n" +
+	"\bsubjects\x18\x02 \x01(\x03R\bsubjects\x12\x1c\n" +
+	"\tdestroyed\x18\x03 \x01(\x03R\tdestroyed\x12\x18\n" +
+	"\acounted\x18\x04 \x01(\x03R\acounted\x12\x1d\n" +
+	"\n" +
+	"next_epoch\x18\x05 \x01(\x03R\tnextEpoch\x12%\n" +
+	"\x0eepoch_interval\x18\x06 \x01(\x03R\repochInterval\x12\x1e\n" +
+	"\n" +
+	"generation\x18\a \x01(\x04R\n" +
+	"generation\x12\x10\n" +
+	"\x03kek\x18\b \x01(\tR\x03kek\"|\n" +
+	"\n" +
+	"KeyVersion\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x16\n" +
+	"\x06newest\x18\x03 \x01(\bR\x06newest\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x03R\x05count\x12\x12\n" +
+	"\x04made\x18\x05 \x01(\x03R\x04made\"Q\n" +
+	"\x0fStartJobRequest\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\fR\asubject\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"5\n" +
+	"\vJobResponse\x12&\n" +
+	"\x03job\x18\x01 \x01(\v2\x14.pdvault.keys.v1.JobR\x03job\"\r\n" +
+	"\vJobsRequest\"8\n" +
+	"\fJobsResponse\x12(\n" +
+	"\x04jobs\x18\x01 \x03(\v2\x14.pdvault.keys.v1.JobR\x04jobs\"\xb1\x01\n" +
+	"\x11AdvanceJobRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05phase\x18\x02 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x03R\x05total\x12\x16\n" +
+	"\x06finish\x18\x05 \x01(\bR\x06finish\x12\x18\n" +
+	"\afailure\x18\x06 \x01(\tR\afailure\x12\x1a\n" +
+	"\brecorded\x18\a \x01(\x03R\brecorded\"\xe5\x02\n" +
+	"\x03Job\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\fR\asubject\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
+	"\x05phase\x18\x06 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04done\x18\a \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\b \x01(\x03R\x05total\x12\x18\n" +
+	"\astarted\x18\t \x01(\x03R\astarted\x12\x18\n" +
+	"\aupdated\x18\n" +
+	" \x01(\x03R\aupdated\x12\x1a\n" +
+	"\bfinished\x18\v \x01(\x03R\bfinished\x12\x16\n" +
+	"\x06target\x18\f \x01(\x04R\x06target\x12\x18\n" +
+	"\afailure\x18\r \x01(\tR\afailure\x12\x1a\n" +
+	"\bevidence\x18\x0e \x01(\tR\bevidence\x12\x1a\n" +
+	"\brecorded\x18\x0f \x01(\x03R\brecorded\"\x9e\x01\n" +
+	"\x13RotateLedgerRequest\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\fR\n" +
+	"checkpoint\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x03R\x04from\x12 \n" +
+	"\vconsistency\x18\x03 \x03(\fR\vconsistency\x12\x1d\n" +
+	"\n" +
+	"ledger_key\x18\x04 \x01(\tR\tledgerKey\x12\x12\n" +
+	"\x04drop\x18\x05 \x01(\tR\x04drop\"S\n" +
+	"\x14RotateLedgerResponse\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\bR\x05stale\x12%\n" +
+	"\x0ewitnessed_size\x18\x02 \x01(\x03R\rwitnessedSize\"\x0f\n" +
+	"\rBackupRequest\"!\n" +
+	"\vBackupChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data*\xec\x01\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x0f\n" +
 	"\vUNAVAILABLE\x10\x01\x12\n" +
@@ -1863,7 +4043,13 @@ const file_keys_proto_rawDesc = "" +
 	"\x12\v\n" +
 	"\aINVALID\x10\v\x12\x0e\n" +
 	"\n" +
-	"KEY_EXISTS\x10\f2\xa5\x05\n" +
+	"KEY_EXISTS\x10\f\x12\n" +
+	"\n" +
+	"\x06BUDGET\x10\r\x12\x0f\n" +
+	"\vJOB_RUNNING\x10\x0e\x12\n" +
+	"\n" +
+	"\x06NO_JOB\x10\x0f2\xe9\n" +
+	"\n" +
 	"\aSidecar\x12I\n" +
 	"\x06Status\x12\x1e.pdvault.keys.v1.StatusRequest\x1a\x1f.pdvault.keys.v1.StatusResponse\x12C\n" +
 	"\x04Bind\x12\x1c.pdvault.keys.v1.BindRequest\x1a\x1d.pdvault.keys.v1.BindResponse\x12L\n" +
@@ -1873,7 +4059,22 @@ const file_keys_proto_rawDesc = "" +
 	"\aPrepare\x12\x1f.pdvault.keys.v1.PrepareRequest\x1a .pdvault.keys.v1.PrepareResponse\x12F\n" +
 	"\x05Index\x12\x1d.pdvault.keys.v1.IndexRequest\x1a\x1e.pdvault.keys.v1.IndexResponse\x12C\n" +
 	"\x04Open\x12\x1c.pdvault.keys.v1.OpenRequest\x1a\x1d.pdvault.keys.v1.OpenResponse\x12L\n" +
-	"\aWitness\x12\x1f.pdvault.keys.v1.WitnessRequest\x1a .pdvault.keys.v1.WitnessResponseB-Z+github.com/prototypster/pdvault/keys/keyspbb\x06proto3"
+	"\aWitness\x12\x1f.pdvault.keys.v1.WitnessRequest\x1a .pdvault.keys.v1.WitnessResponse\x12L\n" +
+	"\aDestroy\x12\x1f.pdvault.keys.v1.DestroyRequest\x1a .pdvault.keys.v1.DestroyResponse\x12I\n" +
+	"\x06Reseal\x12\x1e.pdvault.keys.v1.ResealRequest\x1a\x1f.pdvault.keys.v1.ResealResponse\x12I\n" +
+	"\x06Retire\x12\x1e.pdvault.keys.v1.RetireRequest\x1a\x1f.pdvault.keys.v1.RetireResponse\x12L\n" +
+	"\aReindex\x12\x1f.pdvault.keys.v1.ReindexRequest\x1a .pdvault.keys.v1.ReindexResponse\x12R\n" +
+	"\tInventory\x12!.pdvault.keys.v1.InventoryRequest\x1a\".pdvault.keys.v1.InventoryResponse\x12J\n" +
+	"\bStartJob\x12 .pdvault.keys.v1.StartJobRequest\x1a\x1c.pdvault.keys.v1.JobResponse\x12C\n" +
+	"\x04Jobs\x12\x1c.pdvault.keys.v1.JobsRequest\x1a\x1d.pdvault.keys.v1.JobsResponse\x12N\n" +
+	"\n" +
+	"AdvanceJob\x12\".pdvault.keys.v1.AdvanceJobRequest\x1a\x1c.pdvault.keys.v1.JobResponse\x12[\n" +
+	"\fRotateLedger\x12$.pdvault.keys.v1.RotateLedgerRequest\x1a%.pdvault.keys.v1.RotateLedgerResponse2\xb6\x02\n" +
+	"\x05Admin\x12R\n" +
+	"\tInventory\x12!.pdvault.keys.v1.InventoryRequest\x1a\".pdvault.keys.v1.InventoryResponse\x12J\n" +
+	"\bStartJob\x12 .pdvault.keys.v1.StartJobRequest\x1a\x1c.pdvault.keys.v1.JobResponse\x12C\n" +
+	"\x04Jobs\x12\x1c.pdvault.keys.v1.JobsRequest\x1a\x1d.pdvault.keys.v1.JobsResponse\x12H\n" +
+	"\x06Backup\x12\x1e.pdvault.keys.v1.BackupRequest\x1a\x1c.pdvault.keys.v1.BackupChunk0\x01B-Z+github.com/prototypster/pdvault/keys/keyspbb\x06proto3"
 
 var (
 	file_keys_proto_rawDescOnce sync.Once
@@ -1887,78 +4088,157 @@ func file_keys_proto_rawDescGZIP() []byte {
 	return file_keys_proto_rawDescData
 }
 
-var file_keys_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_keys_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_keys_proto_goTypes = []any{
-	(Code)(0),               // 0: pdvault.keys.v1.Code
-	(*StatusRequest)(nil),   // 1: pdvault.keys.v1.StatusRequest
-	(*StatusResponse)(nil),  // 2: pdvault.keys.v1.StatusResponse
-	(*BindRequest)(nil),     // 3: pdvault.keys.v1.BindRequest
-	(*BindResponse)(nil),    // 4: pdvault.keys.v1.BindResponse
-	(*ProtectRequest)(nil),  // 5: pdvault.keys.v1.ProtectRequest
-	(*ProtectResponse)(nil), // 6: pdvault.keys.v1.ProtectResponse
-	(*SealRequest)(nil),     // 7: pdvault.keys.v1.SealRequest
-	(*SealSubject)(nil),     // 8: pdvault.keys.v1.SealSubject
-	(*SealField)(nil),       // 9: pdvault.keys.v1.SealField
-	(*IndexValue)(nil),      // 10: pdvault.keys.v1.IndexValue
-	(*SealResponse)(nil),    // 11: pdvault.keys.v1.SealResponse
-	(*SealedSubject)(nil),   // 12: pdvault.keys.v1.SealedSubject
-	(*SealedField)(nil),     // 13: pdvault.keys.v1.SealedField
-	(*PrepareRequest)(nil),  // 14: pdvault.keys.v1.PrepareRequest
-	(*PrepareItem)(nil),     // 15: pdvault.keys.v1.PrepareItem
-	(*PrepareResponse)(nil), // 16: pdvault.keys.v1.PrepareResponse
-	(*PreparedItem)(nil),    // 17: pdvault.keys.v1.PreparedItem
-	(*IndexRequest)(nil),    // 18: pdvault.keys.v1.IndexRequest
-	(*IndexResponse)(nil),   // 19: pdvault.keys.v1.IndexResponse
-	(*OpenRequest)(nil),     // 20: pdvault.keys.v1.OpenRequest
-	(*OpenItem)(nil),        // 21: pdvault.keys.v1.OpenItem
-	(*OpenField)(nil),       // 22: pdvault.keys.v1.OpenField
-	(*OpenResponse)(nil),    // 23: pdvault.keys.v1.OpenResponse
-	(*OpenedItem)(nil),      // 24: pdvault.keys.v1.OpenedItem
-	(*OpenedField)(nil),     // 25: pdvault.keys.v1.OpenedField
-	(*WitnessRequest)(nil),  // 26: pdvault.keys.v1.WitnessRequest
-	(*WitnessResponse)(nil), // 27: pdvault.keys.v1.WitnessResponse
+	(Code)(0),                    // 0: pdvault.keys.v1.Code
+	(ResealItem_Kind)(0),         // 1: pdvault.keys.v1.ResealItem.Kind
+	(*StatusRequest)(nil),        // 2: pdvault.keys.v1.StatusRequest
+	(*StatusResponse)(nil),       // 3: pdvault.keys.v1.StatusResponse
+	(*BindRequest)(nil),          // 4: pdvault.keys.v1.BindRequest
+	(*BindResponse)(nil),         // 5: pdvault.keys.v1.BindResponse
+	(*ProtectRequest)(nil),       // 6: pdvault.keys.v1.ProtectRequest
+	(*ProtectResponse)(nil),      // 7: pdvault.keys.v1.ProtectResponse
+	(*SealRequest)(nil),          // 8: pdvault.keys.v1.SealRequest
+	(*SealSubject)(nil),          // 9: pdvault.keys.v1.SealSubject
+	(*SealField)(nil),            // 10: pdvault.keys.v1.SealField
+	(*IndexValue)(nil),           // 11: pdvault.keys.v1.IndexValue
+	(*IndexToken)(nil),           // 12: pdvault.keys.v1.IndexToken
+	(*IndexedValue)(nil),         // 13: pdvault.keys.v1.IndexedValue
+	(*SealResponse)(nil),         // 14: pdvault.keys.v1.SealResponse
+	(*SealedSubject)(nil),        // 15: pdvault.keys.v1.SealedSubject
+	(*SealedField)(nil),          // 16: pdvault.keys.v1.SealedField
+	(*PrepareRequest)(nil),       // 17: pdvault.keys.v1.PrepareRequest
+	(*PrepareItem)(nil),          // 18: pdvault.keys.v1.PrepareItem
+	(*PrepareResponse)(nil),      // 19: pdvault.keys.v1.PrepareResponse
+	(*PreparedItem)(nil),         // 20: pdvault.keys.v1.PreparedItem
+	(*IndexRequest)(nil),         // 21: pdvault.keys.v1.IndexRequest
+	(*IndexResponse)(nil),        // 22: pdvault.keys.v1.IndexResponse
+	(*IndexTokens)(nil),          // 23: pdvault.keys.v1.IndexTokens
+	(*OpenRequest)(nil),          // 24: pdvault.keys.v1.OpenRequest
+	(*OpenItem)(nil),             // 25: pdvault.keys.v1.OpenItem
+	(*OpenField)(nil),            // 26: pdvault.keys.v1.OpenField
+	(*OpenResponse)(nil),         // 27: pdvault.keys.v1.OpenResponse
+	(*OpenedItem)(nil),           // 28: pdvault.keys.v1.OpenedItem
+	(*OpenedField)(nil),          // 29: pdvault.keys.v1.OpenedField
+	(*WitnessRequest)(nil),       // 30: pdvault.keys.v1.WitnessRequest
+	(*WitnessResponse)(nil),      // 31: pdvault.keys.v1.WitnessResponse
+	(*DestroyRequest)(nil),       // 32: pdvault.keys.v1.DestroyRequest
+	(*DestroyItem)(nil),          // 33: pdvault.keys.v1.DestroyItem
+	(*DestroyResponse)(nil),      // 34: pdvault.keys.v1.DestroyResponse
+	(*DestroyedItem)(nil),        // 35: pdvault.keys.v1.DestroyedItem
+	(*ResealRequest)(nil),        // 36: pdvault.keys.v1.ResealRequest
+	(*ResealSubject)(nil),        // 37: pdvault.keys.v1.ResealSubject
+	(*ResealItem)(nil),           // 38: pdvault.keys.v1.ResealItem
+	(*ResealResponse)(nil),       // 39: pdvault.keys.v1.ResealResponse
+	(*ResealedSubject)(nil),      // 40: pdvault.keys.v1.ResealedSubject
+	(*RetireRequest)(nil),        // 41: pdvault.keys.v1.RetireRequest
+	(*RetireResponse)(nil),       // 42: pdvault.keys.v1.RetireResponse
+	(*ReindexRequest)(nil),       // 43: pdvault.keys.v1.ReindexRequest
+	(*ReindexSubject)(nil),       // 44: pdvault.keys.v1.ReindexSubject
+	(*ReindexResponse)(nil),      // 45: pdvault.keys.v1.ReindexResponse
+	(*ReindexedSubject)(nil),     // 46: pdvault.keys.v1.ReindexedSubject
+	(*InventoryRequest)(nil),     // 47: pdvault.keys.v1.InventoryRequest
+	(*InventoryResponse)(nil),    // 48: pdvault.keys.v1.InventoryResponse
+	(*KeyVersion)(nil),           // 49: pdvault.keys.v1.KeyVersion
+	(*StartJobRequest)(nil),      // 50: pdvault.keys.v1.StartJobRequest
+	(*JobResponse)(nil),          // 51: pdvault.keys.v1.JobResponse
+	(*JobsRequest)(nil),          // 52: pdvault.keys.v1.JobsRequest
+	(*JobsResponse)(nil),         // 53: pdvault.keys.v1.JobsResponse
+	(*AdvanceJobRequest)(nil),    // 54: pdvault.keys.v1.AdvanceJobRequest
+	(*Job)(nil),                  // 55: pdvault.keys.v1.Job
+	(*RotateLedgerRequest)(nil),  // 56: pdvault.keys.v1.RotateLedgerRequest
+	(*RotateLedgerResponse)(nil), // 57: pdvault.keys.v1.RotateLedgerResponse
+	(*BackupRequest)(nil),        // 58: pdvault.keys.v1.BackupRequest
+	(*BackupChunk)(nil),          // 59: pdvault.keys.v1.BackupChunk
 }
 var file_keys_proto_depIdxs = []int32{
 	0,  // 0: pdvault.keys.v1.StatusResponse.kek_state:type_name -> pdvault.keys.v1.Code
-	8,  // 1: pdvault.keys.v1.SealRequest.subjects:type_name -> pdvault.keys.v1.SealSubject
-	9,  // 2: pdvault.keys.v1.SealSubject.fields:type_name -> pdvault.keys.v1.SealField
-	10, // 3: pdvault.keys.v1.SealField.index:type_name -> pdvault.keys.v1.IndexValue
-	12, // 4: pdvault.keys.v1.SealResponse.subjects:type_name -> pdvault.keys.v1.SealedSubject
-	0,  // 5: pdvault.keys.v1.SealedSubject.code:type_name -> pdvault.keys.v1.Code
-	13, // 6: pdvault.keys.v1.SealedSubject.fields:type_name -> pdvault.keys.v1.SealedField
-	15, // 7: pdvault.keys.v1.PrepareRequest.items:type_name -> pdvault.keys.v1.PrepareItem
-	17, // 8: pdvault.keys.v1.PrepareResponse.items:type_name -> pdvault.keys.v1.PreparedItem
-	0,  // 9: pdvault.keys.v1.PreparedItem.code:type_name -> pdvault.keys.v1.Code
-	10, // 10: pdvault.keys.v1.IndexRequest.values:type_name -> pdvault.keys.v1.IndexValue
-	21, // 11: pdvault.keys.v1.OpenRequest.items:type_name -> pdvault.keys.v1.OpenItem
-	22, // 12: pdvault.keys.v1.OpenItem.fields:type_name -> pdvault.keys.v1.OpenField
-	24, // 13: pdvault.keys.v1.OpenResponse.items:type_name -> pdvault.keys.v1.OpenedItem
-	0,  // 14: pdvault.keys.v1.OpenedItem.code:type_name -> pdvault.keys.v1.Code
-	25, // 15: pdvault.keys.v1.OpenedItem.fields:type_name -> pdvault.keys.v1.OpenedField
-	1,  // 16: pdvault.keys.v1.Sidecar.Status:input_type -> pdvault.keys.v1.StatusRequest
-	3,  // 17: pdvault.keys.v1.Sidecar.Bind:input_type -> pdvault.keys.v1.BindRequest
-	5,  // 18: pdvault.keys.v1.Sidecar.Protect:input_type -> pdvault.keys.v1.ProtectRequest
-	5,  // 19: pdvault.keys.v1.Sidecar.Unprotect:input_type -> pdvault.keys.v1.ProtectRequest
-	7,  // 20: pdvault.keys.v1.Sidecar.Seal:input_type -> pdvault.keys.v1.SealRequest
-	14, // 21: pdvault.keys.v1.Sidecar.Prepare:input_type -> pdvault.keys.v1.PrepareRequest
-	18, // 22: pdvault.keys.v1.Sidecar.Index:input_type -> pdvault.keys.v1.IndexRequest
-	20, // 23: pdvault.keys.v1.Sidecar.Open:input_type -> pdvault.keys.v1.OpenRequest
-	26, // 24: pdvault.keys.v1.Sidecar.Witness:input_type -> pdvault.keys.v1.WitnessRequest
-	2,  // 25: pdvault.keys.v1.Sidecar.Status:output_type -> pdvault.keys.v1.StatusResponse
-	4,  // 26: pdvault.keys.v1.Sidecar.Bind:output_type -> pdvault.keys.v1.BindResponse
-	6,  // 27: pdvault.keys.v1.Sidecar.Protect:output_type -> pdvault.keys.v1.ProtectResponse
-	6,  // 28: pdvault.keys.v1.Sidecar.Unprotect:output_type -> pdvault.keys.v1.ProtectResponse
-	11, // 29: pdvault.keys.v1.Sidecar.Seal:output_type -> pdvault.keys.v1.SealResponse
-	16, // 30: pdvault.keys.v1.Sidecar.Prepare:output_type -> pdvault.keys.v1.PrepareResponse
-	19, // 31: pdvault.keys.v1.Sidecar.Index:output_type -> pdvault.keys.v1.IndexResponse
-	23, // 32: pdvault.keys.v1.Sidecar.Open:output_type -> pdvault.keys.v1.OpenResponse
-	27, // 33: pdvault.keys.v1.Sidecar.Witness:output_type -> pdvault.keys.v1.WitnessResponse
-	25, // [25:34] is the sub-list for method output_type
-	16, // [16:25] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	9,  // 1: pdvault.keys.v1.SealRequest.subjects:type_name -> pdvault.keys.v1.SealSubject
+	10, // 2: pdvault.keys.v1.SealSubject.fields:type_name -> pdvault.keys.v1.SealField
+	11, // 3: pdvault.keys.v1.SealField.index:type_name -> pdvault.keys.v1.IndexValue
+	12, // 4: pdvault.keys.v1.IndexedValue.tokens:type_name -> pdvault.keys.v1.IndexToken
+	15, // 5: pdvault.keys.v1.SealResponse.subjects:type_name -> pdvault.keys.v1.SealedSubject
+	0,  // 6: pdvault.keys.v1.SealedSubject.code:type_name -> pdvault.keys.v1.Code
+	16, // 7: pdvault.keys.v1.SealedSubject.fields:type_name -> pdvault.keys.v1.SealedField
+	13, // 8: pdvault.keys.v1.SealedField.index:type_name -> pdvault.keys.v1.IndexedValue
+	18, // 9: pdvault.keys.v1.PrepareRequest.items:type_name -> pdvault.keys.v1.PrepareItem
+	20, // 10: pdvault.keys.v1.PrepareResponse.items:type_name -> pdvault.keys.v1.PreparedItem
+	0,  // 11: pdvault.keys.v1.PreparedItem.code:type_name -> pdvault.keys.v1.Code
+	11, // 12: pdvault.keys.v1.IndexRequest.values:type_name -> pdvault.keys.v1.IndexValue
+	23, // 13: pdvault.keys.v1.IndexResponse.values:type_name -> pdvault.keys.v1.IndexTokens
+	12, // 14: pdvault.keys.v1.IndexTokens.tokens:type_name -> pdvault.keys.v1.IndexToken
+	25, // 15: pdvault.keys.v1.OpenRequest.items:type_name -> pdvault.keys.v1.OpenItem
+	26, // 16: pdvault.keys.v1.OpenItem.fields:type_name -> pdvault.keys.v1.OpenField
+	28, // 17: pdvault.keys.v1.OpenResponse.items:type_name -> pdvault.keys.v1.OpenedItem
+	0,  // 18: pdvault.keys.v1.OpenedItem.code:type_name -> pdvault.keys.v1.Code
+	29, // 19: pdvault.keys.v1.OpenedItem.fields:type_name -> pdvault.keys.v1.OpenedField
+	33, // 20: pdvault.keys.v1.DestroyRequest.items:type_name -> pdvault.keys.v1.DestroyItem
+	35, // 21: pdvault.keys.v1.DestroyResponse.items:type_name -> pdvault.keys.v1.DestroyedItem
+	0,  // 22: pdvault.keys.v1.DestroyedItem.code:type_name -> pdvault.keys.v1.Code
+	37, // 23: pdvault.keys.v1.ResealRequest.subjects:type_name -> pdvault.keys.v1.ResealSubject
+	38, // 24: pdvault.keys.v1.ResealSubject.items:type_name -> pdvault.keys.v1.ResealItem
+	1,  // 25: pdvault.keys.v1.ResealItem.kind:type_name -> pdvault.keys.v1.ResealItem.Kind
+	40, // 26: pdvault.keys.v1.ResealResponse.subjects:type_name -> pdvault.keys.v1.ResealedSubject
+	0,  // 27: pdvault.keys.v1.ResealedSubject.code:type_name -> pdvault.keys.v1.Code
+	0,  // 28: pdvault.keys.v1.RetireResponse.codes:type_name -> pdvault.keys.v1.Code
+	44, // 29: pdvault.keys.v1.ReindexRequest.subjects:type_name -> pdvault.keys.v1.ReindexSubject
+	11, // 30: pdvault.keys.v1.ReindexSubject.values:type_name -> pdvault.keys.v1.IndexValue
+	46, // 31: pdvault.keys.v1.ReindexResponse.subjects:type_name -> pdvault.keys.v1.ReindexedSubject
+	0,  // 32: pdvault.keys.v1.ReindexedSubject.code:type_name -> pdvault.keys.v1.Code
+	23, // 33: pdvault.keys.v1.ReindexedSubject.values:type_name -> pdvault.keys.v1.IndexTokens
+	49, // 34: pdvault.keys.v1.InventoryResponse.versions:type_name -> pdvault.keys.v1.KeyVersion
+	55, // 35: pdvault.keys.v1.JobResponse.job:type_name -> pdvault.keys.v1.Job
+	55, // 36: pdvault.keys.v1.JobsResponse.jobs:type_name -> pdvault.keys.v1.Job
+	2,  // 37: pdvault.keys.v1.Sidecar.Status:input_type -> pdvault.keys.v1.StatusRequest
+	4,  // 38: pdvault.keys.v1.Sidecar.Bind:input_type -> pdvault.keys.v1.BindRequest
+	6,  // 39: pdvault.keys.v1.Sidecar.Protect:input_type -> pdvault.keys.v1.ProtectRequest
+	6,  // 40: pdvault.keys.v1.Sidecar.Unprotect:input_type -> pdvault.keys.v1.ProtectRequest
+	8,  // 41: pdvault.keys.v1.Sidecar.Seal:input_type -> pdvault.keys.v1.SealRequest
+	17, // 42: pdvault.keys.v1.Sidecar.Prepare:input_type -> pdvault.keys.v1.PrepareRequest
+	21, // 43: pdvault.keys.v1.Sidecar.Index:input_type -> pdvault.keys.v1.IndexRequest
+	24, // 44: pdvault.keys.v1.Sidecar.Open:input_type -> pdvault.keys.v1.OpenRequest
+	30, // 45: pdvault.keys.v1.Sidecar.Witness:input_type -> pdvault.keys.v1.WitnessRequest
+	32, // 46: pdvault.keys.v1.Sidecar.Destroy:input_type -> pdvault.keys.v1.DestroyRequest
+	36, // 47: pdvault.keys.v1.Sidecar.Reseal:input_type -> pdvault.keys.v1.ResealRequest
+	41, // 48: pdvault.keys.v1.Sidecar.Retire:input_type -> pdvault.keys.v1.RetireRequest
+	43, // 49: pdvault.keys.v1.Sidecar.Reindex:input_type -> pdvault.keys.v1.ReindexRequest
+	47, // 50: pdvault.keys.v1.Sidecar.Inventory:input_type -> pdvault.keys.v1.InventoryRequest
+	50, // 51: pdvault.keys.v1.Sidecar.StartJob:input_type -> pdvault.keys.v1.StartJobRequest
+	52, // 52: pdvault.keys.v1.Sidecar.Jobs:input_type -> pdvault.keys.v1.JobsRequest
+	54, // 53: pdvault.keys.v1.Sidecar.AdvanceJob:input_type -> pdvault.keys.v1.AdvanceJobRequest
+	56, // 54: pdvault.keys.v1.Sidecar.RotateLedger:input_type -> pdvault.keys.v1.RotateLedgerRequest
+	47, // 55: pdvault.keys.v1.Admin.Inventory:input_type -> pdvault.keys.v1.InventoryRequest
+	50, // 56: pdvault.keys.v1.Admin.StartJob:input_type -> pdvault.keys.v1.StartJobRequest
+	52, // 57: pdvault.keys.v1.Admin.Jobs:input_type -> pdvault.keys.v1.JobsRequest
+	58, // 58: pdvault.keys.v1.Admin.Backup:input_type -> pdvault.keys.v1.BackupRequest
+	3,  // 59: pdvault.keys.v1.Sidecar.Status:output_type -> pdvault.keys.v1.StatusResponse
+	5,  // 60: pdvault.keys.v1.Sidecar.Bind:output_type -> pdvault.keys.v1.BindResponse
+	7,  // 61: pdvault.keys.v1.Sidecar.Protect:output_type -> pdvault.keys.v1.ProtectResponse
+	7,  // 62: pdvault.keys.v1.Sidecar.Unprotect:output_type -> pdvault.keys.v1.ProtectResponse
+	14, // 63: pdvault.keys.v1.Sidecar.Seal:output_type -> pdvault.keys.v1.SealResponse
+	19, // 64: pdvault.keys.v1.Sidecar.Prepare:output_type -> pdvault.keys.v1.PrepareResponse
+	22, // 65: pdvault.keys.v1.Sidecar.Index:output_type -> pdvault.keys.v1.IndexResponse
+	27, // 66: pdvault.keys.v1.Sidecar.Open:output_type -> pdvault.keys.v1.OpenResponse
+	31, // 67: pdvault.keys.v1.Sidecar.Witness:output_type -> pdvault.keys.v1.WitnessResponse
+	34, // 68: pdvault.keys.v1.Sidecar.Destroy:output_type -> pdvault.keys.v1.DestroyResponse
+	39, // 69: pdvault.keys.v1.Sidecar.Reseal:output_type -> pdvault.keys.v1.ResealResponse
+	42, // 70: pdvault.keys.v1.Sidecar.Retire:output_type -> pdvault.keys.v1.RetireResponse
+	45, // 71: pdvault.keys.v1.Sidecar.Reindex:output_type -> pdvault.keys.v1.ReindexResponse
+	48, // 72: pdvault.keys.v1.Sidecar.Inventory:output_type -> pdvault.keys.v1.InventoryResponse
+	51, // 73: pdvault.keys.v1.Sidecar.StartJob:output_type -> pdvault.keys.v1.JobResponse
+	53, // 74: pdvault.keys.v1.Sidecar.Jobs:output_type -> pdvault.keys.v1.JobsResponse
+	51, // 75: pdvault.keys.v1.Sidecar.AdvanceJob:output_type -> pdvault.keys.v1.JobResponse
+	57, // 76: pdvault.keys.v1.Sidecar.RotateLedger:output_type -> pdvault.keys.v1.RotateLedgerResponse
+	48, // 77: pdvault.keys.v1.Admin.Inventory:output_type -> pdvault.keys.v1.InventoryResponse
+	51, // 78: pdvault.keys.v1.Admin.StartJob:output_type -> pdvault.keys.v1.JobResponse
+	53, // 79: pdvault.keys.v1.Admin.Jobs:output_type -> pdvault.keys.v1.JobsResponse
+	59, // 80: pdvault.keys.v1.Admin.Backup:output_type -> pdvault.keys.v1.BackupChunk
+	59, // [59:81] is the sub-list for method output_type
+	37, // [37:59] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_keys_proto_init() }
@@ -1971,10 +4251,10 @@ func file_keys_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keys_proto_rawDesc), len(file_keys_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   27,
+			NumEnums:      2,
+			NumMessages:   58,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_keys_proto_goTypes,
 		DependencyIndexes: file_keys_proto_depIdxs,

@@ -23,15 +23,24 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Sidecar_Status_FullMethodName    = "/pdvault.keys.v1.Sidecar/Status"
-	Sidecar_Bind_FullMethodName      = "/pdvault.keys.v1.Sidecar/Bind"
-	Sidecar_Protect_FullMethodName   = "/pdvault.keys.v1.Sidecar/Protect"
-	Sidecar_Unprotect_FullMethodName = "/pdvault.keys.v1.Sidecar/Unprotect"
-	Sidecar_Seal_FullMethodName      = "/pdvault.keys.v1.Sidecar/Seal"
-	Sidecar_Prepare_FullMethodName   = "/pdvault.keys.v1.Sidecar/Prepare"
-	Sidecar_Index_FullMethodName     = "/pdvault.keys.v1.Sidecar/Index"
-	Sidecar_Open_FullMethodName      = "/pdvault.keys.v1.Sidecar/Open"
-	Sidecar_Witness_FullMethodName   = "/pdvault.keys.v1.Sidecar/Witness"
+	Sidecar_Status_FullMethodName       = "/pdvault.keys.v1.Sidecar/Status"
+	Sidecar_Bind_FullMethodName         = "/pdvault.keys.v1.Sidecar/Bind"
+	Sidecar_Protect_FullMethodName      = "/pdvault.keys.v1.Sidecar/Protect"
+	Sidecar_Unprotect_FullMethodName    = "/pdvault.keys.v1.Sidecar/Unprotect"
+	Sidecar_Seal_FullMethodName         = "/pdvault.keys.v1.Sidecar/Seal"
+	Sidecar_Prepare_FullMethodName      = "/pdvault.keys.v1.Sidecar/Prepare"
+	Sidecar_Index_FullMethodName        = "/pdvault.keys.v1.Sidecar/Index"
+	Sidecar_Open_FullMethodName         = "/pdvault.keys.v1.Sidecar/Open"
+	Sidecar_Witness_FullMethodName      = "/pdvault.keys.v1.Sidecar/Witness"
+	Sidecar_Destroy_FullMethodName      = "/pdvault.keys.v1.Sidecar/Destroy"
+	Sidecar_Reseal_FullMethodName       = "/pdvault.keys.v1.Sidecar/Reseal"
+	Sidecar_Retire_FullMethodName       = "/pdvault.keys.v1.Sidecar/Retire"
+	Sidecar_Reindex_FullMethodName      = "/pdvault.keys.v1.Sidecar/Reindex"
+	Sidecar_Inventory_FullMethodName    = "/pdvault.keys.v1.Sidecar/Inventory"
+	Sidecar_StartJob_FullMethodName     = "/pdvault.keys.v1.Sidecar/StartJob"
+	Sidecar_Jobs_FullMethodName         = "/pdvault.keys.v1.Sidecar/Jobs"
+	Sidecar_AdvanceJob_FullMethodName   = "/pdvault.keys.v1.Sidecar/AdvanceJob"
+	Sidecar_RotateLedger_FullMethodName = "/pdvault.keys.v1.Sidecar/RotateLedger"
 )
 
 // SidecarClient is the client API for Sidecar service.
@@ -55,6 +64,23 @@ type SidecarClient interface {
 	Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (*OpenResponse, error)
 	// Witness cosigns a newer checkpoint without opening anything.
 	Witness(ctx context.Context, in *WitnessRequest, opts ...grpc.CallOption) (*WitnessResponse, error)
+	// Destroy destroys the bundles of subjects, against proofs that their erasure is in the log.
+	Destroy(ctx context.Context, in *DestroyRequest, opts ...grpc.CallOption) (*DestroyResponse, error)
+	// Reseal gives subjects a new key where theirs is older than a rotation, and seals what it is shown under
+	// it. No plaintext crosses the socket.
+	Reseal(ctx context.Context, in *ResealRequest, opts ...grpc.CallOption) (*ResealResponse, error)
+	// Retire drops the keys of subjects that a rotation has replaced and nothing is sealed under any more.
+	Retire(ctx context.Context, in *RetireRequest, opts ...grpc.CallOption) (*RetireResponse, error)
+	// Reindex computes tokens under every index key in use, from sealed index values.
+	Reindex(ctx context.Context, in *ReindexRequest, opts ...grpc.CallOption) (*ReindexResponse, error)
+	// Inventory tells the versions of every kind of key, how many things are on each, and how old they are.
+	Inventory(ctx context.Context, in *InventoryRequest, opts ...grpc.CallOption) (*InventoryResponse, error)
+	// StartJob begins a rotation, Jobs lists them, and AdvanceJob reports what pdvault did of one that it drives.
+	StartJob(ctx context.Context, in *StartJobRequest, opts ...grpc.CallOption) (*JobResponse, error)
+	Jobs(ctx context.Context, in *JobsRequest, opts ...grpc.CallOption) (*JobsResponse, error)
+	AdvanceJob(ctx context.Context, in *AdvanceJobRequest, opts ...grpc.CallOption) (*JobResponse, error)
+	// RotateLedger takes a further ledger key, or drops an older one, against a checkpoint that both signed.
+	RotateLedger(ctx context.Context, in *RotateLedgerRequest, opts ...grpc.CallOption) (*RotateLedgerResponse, error)
 }
 
 type sidecarClient struct {
@@ -155,6 +181,96 @@ func (c *sidecarClient) Witness(ctx context.Context, in *WitnessRequest, opts ..
 	return out, nil
 }
 
+func (c *sidecarClient) Destroy(ctx context.Context, in *DestroyRequest, opts ...grpc.CallOption) (*DestroyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DestroyResponse)
+	err := c.cc.Invoke(ctx, Sidecar_Destroy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sidecarClient) Reseal(ctx context.Context, in *ResealRequest, opts ...grpc.CallOption) (*ResealResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResealResponse)
+	err := c.cc.Invoke(ctx, Sidecar_Reseal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sidecarClient) Retire(ctx context.Context, in *RetireRequest, opts ...grpc.CallOption) (*RetireResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetireResponse)
+	err := c.cc.Invoke(ctx, Sidecar_Retire_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sidecarClient) Reindex(ctx context.Context, in *ReindexRequest, opts ...grpc.CallOption) (*ReindexResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReindexResponse)
+	err := c.cc.Invoke(ctx, Sidecar_Reindex_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sidecarClient) Inventory(ctx context.Context, in *InventoryRequest, opts ...grpc.CallOption) (*InventoryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InventoryResponse)
+	err := c.cc.Invoke(ctx, Sidecar_Inventory_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sidecarClient) StartJob(ctx context.Context, in *StartJobRequest, opts ...grpc.CallOption) (*JobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JobResponse)
+	err := c.cc.Invoke(ctx, Sidecar_StartJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sidecarClient) Jobs(ctx context.Context, in *JobsRequest, opts ...grpc.CallOption) (*JobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JobsResponse)
+	err := c.cc.Invoke(ctx, Sidecar_Jobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sidecarClient) AdvanceJob(ctx context.Context, in *AdvanceJobRequest, opts ...grpc.CallOption) (*JobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JobResponse)
+	err := c.cc.Invoke(ctx, Sidecar_AdvanceJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sidecarClient) RotateLedger(ctx context.Context, in *RotateLedgerRequest, opts ...grpc.CallOption) (*RotateLedgerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateLedgerResponse)
+	err := c.cc.Invoke(ctx, Sidecar_RotateLedger_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SidecarServer is the server API for Sidecar service.
 // All implementations must embed UnimplementedSidecarServer
 // for forward compatibility.
@@ -176,6 +292,23 @@ type SidecarServer interface {
 	Open(context.Context, *OpenRequest) (*OpenResponse, error)
 	// Witness cosigns a newer checkpoint without opening anything.
 	Witness(context.Context, *WitnessRequest) (*WitnessResponse, error)
+	// Destroy destroys the bundles of subjects, against proofs that their erasure is in the log.
+	Destroy(context.Context, *DestroyRequest) (*DestroyResponse, error)
+	// Reseal gives subjects a new key where theirs is older than a rotation, and seals what it is shown under
+	// it. No plaintext crosses the socket.
+	Reseal(context.Context, *ResealRequest) (*ResealResponse, error)
+	// Retire drops the keys of subjects that a rotation has replaced and nothing is sealed under any more.
+	Retire(context.Context, *RetireRequest) (*RetireResponse, error)
+	// Reindex computes tokens under every index key in use, from sealed index values.
+	Reindex(context.Context, *ReindexRequest) (*ReindexResponse, error)
+	// Inventory tells the versions of every kind of key, how many things are on each, and how old they are.
+	Inventory(context.Context, *InventoryRequest) (*InventoryResponse, error)
+	// StartJob begins a rotation, Jobs lists them, and AdvanceJob reports what pdvault did of one that it drives.
+	StartJob(context.Context, *StartJobRequest) (*JobResponse, error)
+	Jobs(context.Context, *JobsRequest) (*JobsResponse, error)
+	AdvanceJob(context.Context, *AdvanceJobRequest) (*JobResponse, error)
+	// RotateLedger takes a further ledger key, or drops an older one, against a checkpoint that both signed.
+	RotateLedger(context.Context, *RotateLedgerRequest) (*RotateLedgerResponse, error)
 	mustEmbedUnimplementedSidecarServer()
 }
 
@@ -212,6 +345,33 @@ func (UnimplementedSidecarServer) Open(context.Context, *OpenRequest) (*OpenResp
 }
 func (UnimplementedSidecarServer) Witness(context.Context, *WitnessRequest) (*WitnessResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Witness not implemented")
+}
+func (UnimplementedSidecarServer) Destroy(context.Context, *DestroyRequest) (*DestroyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Destroy not implemented")
+}
+func (UnimplementedSidecarServer) Reseal(context.Context, *ResealRequest) (*ResealResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reseal not implemented")
+}
+func (UnimplementedSidecarServer) Retire(context.Context, *RetireRequest) (*RetireResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Retire not implemented")
+}
+func (UnimplementedSidecarServer) Reindex(context.Context, *ReindexRequest) (*ReindexResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reindex not implemented")
+}
+func (UnimplementedSidecarServer) Inventory(context.Context, *InventoryRequest) (*InventoryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Inventory not implemented")
+}
+func (UnimplementedSidecarServer) StartJob(context.Context, *StartJobRequest) (*JobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartJob not implemented")
+}
+func (UnimplementedSidecarServer) Jobs(context.Context, *JobsRequest) (*JobsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Jobs not implemented")
+}
+func (UnimplementedSidecarServer) AdvanceJob(context.Context, *AdvanceJobRequest) (*JobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AdvanceJob not implemented")
+}
+func (UnimplementedSidecarServer) RotateLedger(context.Context, *RotateLedgerRequest) (*RotateLedgerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateLedger not implemented")
 }
 func (UnimplementedSidecarServer) mustEmbedUnimplementedSidecarServer() {}
 func (UnimplementedSidecarServer) testEmbeddedByValue()                 {}
@@ -396,6 +556,168 @@ func _Sidecar_Witness_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Sidecar_Destroy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DestroyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).Destroy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_Destroy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).Destroy(ctx, req.(*DestroyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sidecar_Reseal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResealRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).Reseal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_Reseal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).Reseal(ctx, req.(*ResealRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sidecar_Retire_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetireRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).Retire(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_Retire_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).Retire(ctx, req.(*RetireRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sidecar_Reindex_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReindexRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).Reindex(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_Reindex_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).Reindex(ctx, req.(*ReindexRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sidecar_Inventory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InventoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).Inventory(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_Inventory_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).Inventory(ctx, req.(*InventoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sidecar_StartJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).StartJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_StartJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).StartJob(ctx, req.(*StartJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sidecar_Jobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).Jobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_Jobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).Jobs(ctx, req.(*JobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sidecar_AdvanceJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdvanceJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).AdvanceJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_AdvanceJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).AdvanceJob(ctx, req.(*AdvanceJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sidecar_RotateLedger_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateLedgerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SidecarServer).RotateLedger(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sidecar_RotateLedger_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SidecarServer).RotateLedger(ctx, req.(*RotateLedgerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Sidecar_ServiceDesc is the grpc.ServiceDesc for Sidecar service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -439,7 +761,269 @@ var Sidecar_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Witness",
 			Handler:    _Sidecar_Witness_Handler,
 		},
+		{
+			MethodName: "Destroy",
+			Handler:    _Sidecar_Destroy_Handler,
+		},
+		{
+			MethodName: "Reseal",
+			Handler:    _Sidecar_Reseal_Handler,
+		},
+		{
+			MethodName: "Retire",
+			Handler:    _Sidecar_Retire_Handler,
+		},
+		{
+			MethodName: "Reindex",
+			Handler:    _Sidecar_Reindex_Handler,
+		},
+		{
+			MethodName: "Inventory",
+			Handler:    _Sidecar_Inventory_Handler,
+		},
+		{
+			MethodName: "StartJob",
+			Handler:    _Sidecar_StartJob_Handler,
+		},
+		{
+			MethodName: "Jobs",
+			Handler:    _Sidecar_Jobs_Handler,
+		},
+		{
+			MethodName: "AdvanceJob",
+			Handler:    _Sidecar_AdvanceJob_Handler,
+		},
+		{
+			MethodName: "RotateLedger",
+			Handler:    _Sidecar_RotateLedger_Handler,
+		},
 	},
 	Streams:  []grpc.StreamDesc{},
+	Metadata: "keys.proto",
+}
+
+const (
+	Admin_Inventory_FullMethodName = "/pdvault.keys.v1.Admin/Inventory"
+	Admin_StartJob_FullMethodName  = "/pdvault.keys.v1.Admin/StartJob"
+	Admin_Jobs_FullMethodName      = "/pdvault.keys.v1.Admin/Jobs"
+	Admin_Backup_FullMethodName    = "/pdvault.keys.v1.Admin/Backup"
+)
+
+// AdminClient is the client API for Admin service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Admin is for those who look after the keys. It is served on a socket of its own, for pdkeys' own user alone.
+type AdminClient interface {
+	Inventory(ctx context.Context, in *InventoryRequest, opts ...grpc.CallOption) (*InventoryResponse, error)
+	StartJob(ctx context.Context, in *StartJobRequest, opts ...grpc.CallOption) (*JobResponse, error)
+	Jobs(ctx context.Context, in *JobsRequest, opts ...grpc.CallOption) (*JobsResponse, error)
+	// Backup streams an encrypted archive of the key store.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupChunk], error)
+}
+
+type adminClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewAdminClient(cc grpc.ClientConnInterface) AdminClient {
+	return &adminClient{cc}
+}
+
+func (c *adminClient) Inventory(ctx context.Context, in *InventoryRequest, opts ...grpc.CallOption) (*InventoryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InventoryResponse)
+	err := c.cc.Invoke(ctx, Admin_Inventory_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) StartJob(ctx context.Context, in *StartJobRequest, opts ...grpc.CallOption) (*JobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JobResponse)
+	err := c.cc.Invoke(ctx, Admin_StartJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Jobs(ctx context.Context, in *JobsRequest, opts ...grpc.CallOption) (*JobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JobsResponse)
+	err := c.cc.Invoke(ctx, Admin_Jobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[0], Admin_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_BackupClient = grpc.ServerStreamingClient[BackupChunk]
+
+// AdminServer is the server API for Admin service.
+// All implementations must embed UnimplementedAdminServer
+// for forward compatibility.
+//
+// Admin is for those who look after the keys. It is served on a socket of its own, for pdkeys' own user alone.
+type AdminServer interface {
+	Inventory(context.Context, *InventoryRequest) (*InventoryResponse, error)
+	StartJob(context.Context, *StartJobRequest) (*JobResponse, error)
+	Jobs(context.Context, *JobsRequest) (*JobsResponse, error)
+	// Backup streams an encrypted archive of the key store.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupChunk]) error
+	mustEmbedUnimplementedAdminServer()
+}
+
+// UnimplementedAdminServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedAdminServer struct{}
+
+func (UnimplementedAdminServer) Inventory(context.Context, *InventoryRequest) (*InventoryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Inventory not implemented")
+}
+func (UnimplementedAdminServer) StartJob(context.Context, *StartJobRequest) (*JobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartJob not implemented")
+}
+func (UnimplementedAdminServer) Jobs(context.Context, *JobsRequest) (*JobsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Jobs not implemented")
+}
+func (UnimplementedAdminServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupChunk]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
+func (UnimplementedAdminServer) testEmbeddedByValue()               {}
+
+// UnsafeAdminServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to AdminServer will
+// result in compilation errors.
+type UnsafeAdminServer interface {
+	mustEmbedUnimplementedAdminServer()
+}
+
+func RegisterAdminServer(s grpc.ServiceRegistrar, srv AdminServer) {
+	// If the following call panics, it indicates UnimplementedAdminServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Admin_ServiceDesc, srv)
+}
+
+func _Admin_Inventory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InventoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Inventory(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Inventory_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Inventory(ctx, req.(*InventoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_StartJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).StartJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_StartJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).StartJob(ctx, req.(*StartJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Jobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Jobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Jobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Jobs(ctx, req.(*JobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_BackupServer = grpc.ServerStreamingServer[BackupChunk]
+
+// Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Admin_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "pdvault.keys.v1.Admin",
+	HandlerType: (*AdminServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Inventory",
+			Handler:    _Admin_Inventory_Handler,
+		},
+		{
+			MethodName: "StartJob",
+			Handler:    _Admin_StartJob_Handler,
+		},
+		{
+			MethodName: "Jobs",
+			Handler:    _Admin_Jobs_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Backup",
+			Handler:       _Admin_Backup_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "keys.proto",
 }

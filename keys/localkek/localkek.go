@@ -252,6 +252,19 @@ func (k *KEK) Unwrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KE
 	return each(ctx, items, k.unwrap)
 }
 
+// Rewrap implements keyring.KEK.
+func (k *KEK) Rewrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KEKResult, error) {
+	return nil, keys.ErrUnavailable
+}
+
+// Version implements keyring.KEK: the generation of the root key.
+func (k *KEK) Version(wrapped []byte) (uint64, error) {
+	if len(wrapped) <= overhead || wrapped[0] != wrapFormat {
+		return 0, fmt.Errorf("wrapped data of an unknown format: %w", keys.ErrTampered)
+	}
+	return uint64(binary.BigEndian.Uint32(wrapped[1:])), nil
+}
+
 func each(ctx context.Context, items []keyring.KEKItem, one func(keyring.KEKItem) ([]byte, error)) ([]keyring.KEKResult, error) {
 	results := make([]keyring.KEKResult, len(items))
 	for i, item := range items {

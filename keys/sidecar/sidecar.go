@@ -37,7 +37,7 @@ import (
 type Keyring interface {
 	Seal(ctx context.Context, subjects []keyring.SealSubject) ([]keyring.SealedSubject, error)
 	Prepare(ctx context.Context, items []keyring.PrepareItem) ([]keyring.PreparedItem, error)
-	Index(ctx context.Context, values []keyring.IndexValue) ([][]byte, error)
+	Index(ctx context.Context, values []keyring.IndexValue) ([][]keyring.IndexToken, error)
 	// Open must give keys.ErrProofRefused for a subject whose reference is not the Ref it is given.
 	Open(ctx context.Context, subjects []keyring.OpenSubject) ([]keyring.OpenedSubject, error)
 	Protect(ctx context.Context, label string, data []byte) ([]byte, error)
@@ -306,7 +306,10 @@ func sealedSubject(r keyring.SealedSubject) *keyspb.SealedSubject {
 	}
 	p := &keyspb.SealedSubject{Ref: r.Ref, Fields: make([]*keyspb.SealedField, len(r.Fields))}
 	for i, f := range r.Fields {
-		p.Fields[i] = &keyspb.SealedField{Ciphertext: f.Ciphertext, Token: f.Token}
+		p.Fields[i] = &keyspb.SealedField{Ciphertext: f.Ciphertext}
+		for _, x := range f.Index {
+			p.Fields[i].Index = append(p.Fields[i].Index, &keyspb.IndexedValue{Sealed: x.Sealed, Tokens: indexTokens(x.Tokens)})
+		}
 	}
 	return p
 }
@@ -370,7 +373,19 @@ func (s *Server) Index(ctx context.Context, req *keyspb.IndexRequest) (*keyspb.I
 	if err != nil {
 		return nil, failure(keys.CodeOf(err), "")
 	}
-	return &keyspb.IndexResponse{Tokens: tokens, Generation: s.ring.Generation()}, nil
+	resp := &keyspb.IndexResponse{Values: make([]*keyspb.IndexTokens, len(tokens)), Generation: s.ring.Generation()}
+	for i, t := range tokens {
+		resp.Values[i] = &keyspb.IndexTokens{Tokens: indexTokens(t)}
+	}
+	return resp, nil
+}
+
+func indexTokens(tokens []keyring.IndexToken) []*keyspb.IndexToken {
+	out := make([]*keyspb.IndexToken, len(tokens))
+	for i, t := range tokens {
+		out[i] = &keyspb.IndexToken{Key: t.Key, Token: t.Token}
+	}
+	return out
 }
 
 // Witness implements the call of this name.

@@ -76,12 +76,15 @@ func sealField(p *keyspb.SealField) (keyring.SealField, error) {
 	} else {
 		f.Carry = p.Carry
 	}
-	if p.Index != nil {
-		v, err := indexValue(p.Index)
-		if err != nil {
-			return keyring.SealField{}, err
+	if len(p.Index) > keyring.MaxIndexValues {
+		return keyring.SealField{}, invalid("index values")
+	}
+	for _, x := range p.Index {
+		v := keyring.IndexValue{Collection: p.Collection, Field: p.Field, Normaliser: x.GetNormaliser(), Value: x.GetValue(), Sealed: x.GetSealed()}
+		if (v.Value == "") == (len(v.Sealed) == 0) || len(v.Value) > MaxIndexValue || len(v.Sealed) > 2*MaxIndexValue {
+			return keyring.SealField{}, invalid("index value")
 		}
-		f.Index = &v
+		f.Index = append(f.Index, v)
 	}
 	return f, nil
 }

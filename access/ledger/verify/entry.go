@@ -29,6 +29,11 @@ const (
 	KindRestrictionLift  = "restriction.lifted"
 	KindPolicyPublished  = "policy.published"
 	KindLoginDenied      = "login.denied"
+	KindKeyRotated       = "key.rotated"     // a rotation has begun, moved on or ended; see KeyChange
+	KindKeyEpoch         = "key.epoch"       // every bundle is wrapped under a new KEK version, older ones are gone
+	KindKeyDestroyed     = "key.destroyed"   // the key of the subject that the entry in Of erased is destroyed
+	KindRecordResealed   = "record.resealed" // records sealed again, or indexed again, under newer keys
+	KindLedgerRestored   = "ledger.restored" // the data store was restored from a backup; what followed is lost
 )
 
 // Decisions, grounds, modes and types of evidence.
@@ -88,6 +93,63 @@ type Entry struct {
 	Records []RecordChange `json:"records,omitempty"` // subject.created, record.written, record.deleted
 	Consent *ConsentChange `json:"consent,omitzero"`  // consent.given, consent.withdrawn
 	Bundle  *BundleChange  `json:"bundle,omitzero"`   // policy.published
+
+	Erasure  *Erasure   `json:"erasure,omitzero"`   // subject.erased, key.destroyed
+	Keys     *KeyChange `json:"keys,omitzero"`      // key.rotated, key.epoch
+	Resealed []Resealed `json:"resealed,omitempty"` // record.resealed
+	Restored *Restored  `json:"restored,omitzero"`  // ledger.restored
+}
+
+// Erasure is what an erasure destroyed. In subject.erased the members up to Method are set, in key.destroyed
+// ID and the members from Generation on. The entry's Reason is the code of the reason, and its DetailCommit is
+// over the subject's id, so that who holds the certificate, and nobody else, can show whom it is about.
+type Erasure struct {
+	ID         string   `json:"id"`                   // of the certificate, UUIDv4, tied to nothing else
+	Categories []string `json:"categories,omitempty"` // of the data, as the policy names them, sorted
+	Fields     []string `json:"fields,omitempty"`     // collection.field, sorted; names, never values
+	Consents   int      `json:"consents,omitzero"`    // number of consents whose records were deleted
+	Details    int      `json:"details,omitzero"`     // number of sealed details that were deleted
+	Method     string   `json:"method,omitzero"`      // MethodCryptographicErase
+
+	Generation uint64 `json:"generation,omitzero"`  // of the key store, that the tombstone was written at
+	KEKVersion uint64 `json:"kek_version,omitzero"` // that wrapped the bundle; older copies are dead once it is retired
+	DeadBy     string `json:"dead_by,omitzero"`     // TimeLayout: when the epoch that retires it is due; absent: none is planned
+}
+
+// MethodCryptographicErase is how erasures destroy: the key is destroyed and the rows are deleted
+// (NIST SP 800-88 Rev. 2, cryptographic erase).
+const MethodCryptographicErase = "cryptographic-erase"
+
+// KeyChange is what a rotation came to. Evidence is the sidecar's own statement, signed with its witness key.
+type KeyChange struct {
+	Scope    string `json:"scope"` // kek, subject, all-subjects, index, token, ledger, witness
+	Job      string `json:"job"`
+	Phase    string `json:"phase,omitzero"`    // of a rotation that is not finished
+	Version  uint64 `json:"version,omitzero"`  // that everything was brought to
+	Total    int64  `json:"total"`             // things on it
+	Left     int64  `json:"left"`              // things on older versions: 0 when it is finished
+	Started  string `json:"started,omitzero"`  // TimeLayout
+	Finished string `json:"finished,omitzero"` // TimeLayout
+	Key      string `json:"key,omitzero"`      // note verifier key: scope ledger, the newest from here on
+	Dropped  string `json:"dropped,omitzero"`  // note verifier key that signs no more from here on
+	Evidence string `json:"evidence,omitzero"` // signed note, see OpenEvidence
+}
+
+// Resealed is the new state of the records of one subject whose content did not change.
+type Resealed struct {
+	SubjectRef string         `json:"subject_ref"`
+	Records    []RecordChange `json:"records"`
+}
+
+// Restored says what a restore put back and what is lost.
+type Restored struct {
+	Backup    string `json:"backup"`              // id of the archive
+	Size      int64  `json:"size"`                // of the ledger in the archive: this entry's index
+	Lost      int64  `json:"lost"`                // size that the witness had seen; entries from Size on are lost
+	LostRoot  string `json:"lost_root,omitzero"`  // its root, base64
+	Erased    int    `json:"erased,omitzero"`     // subjects whose erasure was carried out again
+	Withdrawn int    `json:"withdrawn,omitzero"`  // consents whose withdrawal was carried out again
+	Restrict  int    `json:"restricted,omitzero"` // restrictions that were set again
 }
 
 // Caller is who acted, as authenticated.

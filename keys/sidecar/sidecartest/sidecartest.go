@@ -120,7 +120,7 @@ func (r *Ring) Prepare(ctx context.Context, items []keyring.PrepareItem) ([]keyr
 }
 
 // Index implements sidecar.Keyring.
-func (r *Ring) Index(ctx context.Context, v []keyring.IndexValue) ([][]byte, error) {
+func (r *Ring) Index(ctx context.Context, v []keyring.IndexValue) ([][]keyring.IndexToken, error) {
 	if err := r.enter("Index", ""); err != nil {
 		return nil, err
 	}
