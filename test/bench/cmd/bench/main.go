@@ -30,6 +30,7 @@ import (
 type bench struct {
 	bin      string
 	subjects int
+	rotated  int // subjects whose keys are rotated
 	duration time.Duration
 	conns    []int
 	only     string
@@ -109,7 +110,8 @@ func main() {
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flag.IntVar(&b.subjects, "subjects", 8000, "subjects of the warm store")
 	flag.DurationVar(&b.duration, "duration", 5*time.Second, "of each measurement")
-	flag.StringVar(&b.only, "only", "", "comma-separated parts: http,local,hashicorp; empty: all")
+	flag.IntVar(&b.rotated, "rotated", 100_000, "subjects whose keys are rotated")
+	flag.StringVar(&b.only, "only", "", "comma-separated parts: http,local,hashicorp,rotations; empty: all")
 	connections := flag.String("connections", "1,32,256", "comma-separated numbers of connections")
 	flag.Parse()
 	b.conns = nil
@@ -144,7 +146,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"http", b.http}, {"local", b.local}, {"hashicorp", b.hashicorp}} {
+	}{{"http", b.http}, {"local", b.local}, {"hashicorp", b.hashicorp}, {"rotations", b.rotations}} {
 		if !b.wants(part.name) {
 			continue
 		}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"github.com/prototypster/pdvault/test/bench/load"
+	"github.com/prototypster/pdvault/test/e2e/hcserver"
+	"github.com/prototypster/pdvault/test/e2e/stack"
+)
+
+// rotationTimeout bounds one rotation.
+const rotationTimeout = 15 * time.Minute
+
+// rotations measures how fast keys are rotated through the real HashiCorp Vault, alone and beside reads, what that
+// costs the reads, and how long it takes until everybody's key was unwrapped again after a restart.
+func (b *bench) rotations(ctx context.Context) error {
+	if _, err := hcserver.Binary(); err != nil {
+		b.rows = append(b.rows, row{what: "rotations", note: "skipped: " + err.Error()})
+		return nil
+	}
+	hc, err := hcserver.Start(ctx, filepath.Join(b.dir, "hr"))
+	if err != nil {
+		return err
+	}
+	defer hc.Close()
+	kek, err := stack.HashiCorpKEK(ctx, hc, b.dir)
+	if err != nil {
+		return err
+	}
+	s, err := stack.New(ctx, stack.Options{Bin: b.bin, Dir: filepath.Join(b.dir, "r"), KEK: kek,
+		KeysExtra: "budget: {opens_per_second: 1000000, subjects_per_hour: 10000000}\n"})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	in := &instance{Stack: s, b: b}
+	if err := in.fill(b.rotated); err != nil {
+		return err
+	}
+	for _, scope := range []string{"kek", "all-subjects", "index"} {
+		if err := in.rotate(ctx, scope); err != nil {
+			return err
+		}
+	}
+	for _, scope := range []string{"kek", "all-subjects", "index"} {
+		if err := in.rotateBesideReads(ctx, scope); err != nil {
+			return err
+		}
+	}
+	if err := in.recover(ctx); err != nil {
+		return err
+	}
+	in.memory()
+	return nil
+}
+
+// job is what is looked at in a rotation.
+type job struct {
+	ID, State, Failure string
+	Total              int64
+	Started, Finished  time.Time
+}
+
+func (in *instance) startRotation(ctx context.Context, scope string) (j job, err error) {
+	a, err := in.Do(ctx, "security", "POST", "/v1/keys/rotations", fmt.Appendf(nil, `{"scope":%q}`, scope))
+	if err != nil {
+		return j, err
+	}
+	if a.Status != http.StatusAccepted {
+		return j, fmt.Errorf("starting a rotation of %s: %d %s", scope, a.Status, a.Body)
+	}
+	return j, json.Unmarshal(a.Body, &j)
+}
+
+// finish waits until the rotation is done.
+func (in *instance) finish(ctx context.Context, id string) (job, error) {
+	deadline := time.Now().Add(rotationTimeout)
+	for time.Now().Before(deadline) {
+		a, err := in.Do(ctx, "security", "GET", "/v1/keys/rotations/"+id, nil)
+		if err != nil {
+			return job{}, err
+		}
+		var j job
+		if err := json.Unmarshal(a.Body, &j); err != nil {
+			return job{}, err
+		}
+		switch j.State {
+		case "done":
+			return j, nil
+		case "failed":
+			return job{}, fmt.Errorf("the rotation failed: %s", j.Failure)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return job{}, fmt.Errorf("the rotation is not done after %v", rotationTimeout)
+}
+
+func (in *instance) note(what, format string, args ...any) {
+	note := fmt.Sprintf(format, args...)
+	in.b.rows = append(in.b.rows, row{what: what, note: note})
+	fmt.Println(what+":", note)
+}
+
+// units are what a rotation moves.
+var units = map[string]string{"kek": "bundles", "all-subjects": "subjects resealed", "index": "subjects indexed again"}
+
+// rotate measures a rotation of an idle instance.
+func (in *instance) rotate(ctx context.Context, scope string) error {
+	j, err := in.startRotation(ctx, scope)
+	if err != nil {
+		return err
+	}
+	if j, err = in.finish(ctx, j.ID); err != nil {
+		return err
+	}
+	took := j.Finished.Sub(j.Started)
+	in.note("rotation of "+scope, "%d %s in %.1f s: %.0f/s", j.Total, units[scope], took.Seconds(), float64(j.Total)/took.Seconds())
+	return nil
+}
+
+// rotateBesideReads measures reads of a part of the people, whose keys fit the sidecar's cache, without and with a
+// rotation beside them.
+func (in *instance) rotateBesideReads(ctx context.Context, scope string) error {
+	warm := in.ids[:min(len(in.ids), 8000)]
+	read := load.Config{
+		Address: in.address(), Connections: 32, Duration: in.b.duration,
+		Request: func(n int64, buf []byte) []byte { return in.readRequest(buf, warm[int(n*7919)%len(warm)]) },
+	}
+	if _, err := load.Run(read); err != nil { // into the cache
+		return err
+	}
+	before, err := load.Run(read)
+	if err != nil {
+		return err
+	}
+	j, err := in.startRotation(ctx, scope)
+	if err != nil {
+		return err
+	}
+	during, err := load.Run(read)
+	if err != nil {
+		return err
+	}
+	state := "still running after the reads"
+	if a, err := in.Do(ctx, "security", "GET", "/v1/keys/rotations/"+j.ID, nil); err == nil {
+		var now job
+		if json.Unmarshal(a.Body, &now) == nil && now.State == "done" {
+			state = fmt.Sprintf("done %.1f s after its start", now.Finished.Sub(now.Started).Seconds())
+		}
+	}
+	in.note("reads beside rotation of "+scope, "%.0f/s without, %.0f/s with (%.0f %%), p99 %.1f and %.1f ms, %d failed; rotation %s",
+		before.Rate(), during.Rate(), 100*during.Rate()/before.Rate(),
+		float64(before.P99.Microseconds())/1000, float64(during.P99.Microseconds())/1000, during.Failed, state)
+	_, err = in.finish(ctx, j.ID)
+	return err
+}
+
+// recover measures how long it takes after a restart of the sidecar until everybody was read once.
+func (in *instance) recover(ctx context.Context) error {
+	if err := in.Keys.Stop(); err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := in.StartKeys(ctx); err != nil {
+		return err
+	}
+	if err := in.ready(ctx); err != nil {
+		return err
+	}
+	ready := time.Since(begin)
+	r, err := load.Run(load.Config{
+		Address: in.address(), Connections: 256, Duration: 5 * time.Minute, Count: int64(len(in.ids)),
+		Request: func(n int64, buf []byte) []byte { return in.readRequest(buf, in.ids[n]) },
+	})
+	if err != nil {
+		return err
+	}
+	in.note("recovery with an empty cache", "ready after %.1f s, every one of %d subjects read once after %.1f s: %.0f cold reads/s, p99 %.1f ms, %d failed",
+		ready.Seconds(), len(in.ids), time.Since(begin).Seconds(), r.Rate(), float64(r.P99.Microseconds())/1000, r.Failed)
+	return nil
+}
