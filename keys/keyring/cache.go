@@ -56,6 +56,16 @@ func (c *cache) put(subject uuid.UUID, row []byte, b *bundle) {
 	c.lru.Add(subject, cached{row, b, c.now().Add(c.ttl)})
 }
 
+// replace is put for a subject that the cache holds; of others it keeps nothing, so that a rotation of everybody
+// does not drive out those who are asked for. It keeps row as well.
+func (c *cache) replace(subject uuid.UUID, row []byte, b *bundle) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lru.Contains(subject) {
+		c.lru.Add(subject, cached{row, b, c.now().Add(c.ttl)})
+	}
+}
+
 func (c *cache) drop(subject uuid.UUID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
