@@ -51,7 +51,7 @@ func (k *Keyring) Seal(ctx context.Context, subjects []SealSubject) ([]SealedSub
 		}
 	}
 	if len(create) > 0 {
-		made, err := k.create(ctx, subjects, create)
+		made, err := k.create(ctx, subjects, create, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -202,8 +202,8 @@ func (k *Keyring) sealFields(in *instance, s *SealSubject, b *bundle) ([]SealedF
 }
 
 // create makes the bundles of subjects[which...]: one batch to the KEK, one durable transaction, shared
-// with whoever else creates at the time.
-func (k *Keyring) create(ctx context.Context, subjects []SealSubject, which []int) ([]unlocked, error) {
+// with whoever else creates at the time. A bundle that an epoch overtook on its way is made anew, in the next round.
+func (k *Keyring) create(ctx context.Context, subjects []SealSubject, which []int, round int) ([]unlocked, error) {
 	out := make([]unlocked, len(which))
 	ids := make([]uuid.UUID, len(which))
 	for n, i := range which {
@@ -259,8 +259,27 @@ func (k *Keyring) create(ctx context.Context, subjects []SealSubject, which []in
 	}
 	// In parts that a transaction takes. Each part is durable or not as one.
 	part := max(1, min(maxCommitChanges, maxCommitBytes/max(size, 1)))
+	var low []int // indices into which
 	for part := range slices.Chunk(news, part) {
-		k.commitNew(ctx, part, out)
+		low = append(low, k.commitNew(ctx, part, out)...)
+	}
+	if len(low) == 0 {
+		return out, nil
+	}
+	again := make([]int, len(low))
+	for m, n := range low {
+		out[n] = unlocked{err: errOvertaken}
+		again[m] = which[n]
+	}
+	if round == maxRounds {
+		return out, nil
+	}
+	made, err := k.create(ctx, subjects, again, round+1)
+	if err != nil {
+		return nil, err
+	}
+	for m, n := range low {
+		out[n] = made[m]
 	}
 	return out, nil
 }
@@ -272,9 +291,11 @@ type newRow struct {
 	wrapped []byte
 }
 
-// commitNew writes rows for the bundles in out that news names.
-func (k *Keyring) commitNew(ctx context.Context, news []newRow, out []unlocked) {
+// commitNew writes rows for the bundles in out that news names. It returns the indices in out of those that are
+// wrapped below the floor, which are not written.
+func (k *Keyring) commitNew(ctx context.Context, news []newRow, out []unlocked) (low []int) {
 	written := make([][]byte, len(news)) // nil: refused
+	under := make([]bool, len(news))     // below the floor
 	asked := make([][]byte, 0, 2*len(news))
 	size := 0
 	for _, r := range news {
@@ -283,17 +304,23 @@ func (k *Keyring) commitNew(ctx context.Context, news []newRow, out []unlocked) 
 	}
 	err := k.writes.do(ctx, &change{items: len(news), bytes: size,
 		apply: func(w kv.Writer, generation uint64) (bool, error) {
+			floor, err := floorOf(w)
+			if err != nil {
+				return false, err
+			}
 			values, err := w.Get(asked...)
 			if err != nil {
 				return false, err
 			}
 			raised := false
 			for m, r := range news {
-				if written[m] = nil; values[2*m] != nil || values[2*m+1] != nil {
+				under[m] = k.below(r.wrapped, floor)
+				if written[m] = nil; values[2*m] != nil || values[2*m+1] != nil || under[m] {
 					continue
 				}
 				written[m] = row{generation: generation, keys: 1, kek: k.cfg.KEK.Name(), wrapped: r.wrapped}.encode()
 				w.Set(asked[2*m], written[m])
+				w.Set(keyNewest, r.subject[:])
 				raised = true
 			}
 			return raised, nil
@@ -302,12 +329,15 @@ func (k *Keyring) commitNew(ctx context.Context, news []newRow, out []unlocked) 
 		switch {
 		case err != nil: // and written may still be in use, when ctx has ended
 			out[r.index] = unlocked{err: err}
+		case under[m]:
+			low = append(low, r.index)
 		case written[m] == nil:
 			out[r.index] = unlocked{err: keys.ErrKeyExists}
 		default:
 			k.cache.put(r.subject, written[m], out[r.index].bundle)
 		}
 	}
+	return low
 }
 
 // Prepare gives the references of subjects and seals details of access records. Outcomes are in the order
