@@ -178,17 +178,10 @@ func (b *batcher) run(batch []*job) {
 		b.observe(b.op, len(items), b.now().Sub(start), err)
 	}
 	for i, j := range batch {
-		switch {
-		case err != nil:
+		if err != nil {
 			j.result = KEKResult{Err: kekError(err)}
-		case results[i].Err != nil:
-			results[i].Data.Wipe()
-			j.result = KEKResult{Err: kekError(results[i].Err)}
-		case len(results[i].Data) == 0:
-			// What a proxy's empty answer looks like. It says nothing about the data.
-			j.result = KEKResult{Err: fmt.Errorf("KEK gave an empty result: %w", keys.ErrUnavailable)}
-		default:
-			j.result = results[i]
+		} else {
+			j.result = checkResult(results[i])
 		}
 		b.wipe(j)
 		if b.finish != nil {
@@ -207,6 +200,59 @@ func (b *batcher) run(batch []*job) {
 	for _, j := range batch {
 		close(j.done)
 	}
+}
+
+// checkResult makes sure that a result is data or a failure that is one of the sentinels of package keys.
+func checkResult(r KEKResult) KEKResult {
+	switch {
+	case r.Err != nil:
+		r.Data.Wipe()
+		return KEKResult{Err: kekError(r.Err)}
+	case len(r.Data) == 0:
+		// What a proxy's empty answer looks like. It says nothing about the data.
+		return KEKResult{Err: fmt.Errorf("KEK gave an empty result: %w", keys.ErrUnavailable)}
+	}
+	return r
+}
+
+// direct makes one call of at most maxBatch items at once, beside the queue, and waits for it: what it returns
+// is the caller's alone, who wipes it, and so are the items. The error is for the call as a whole.
+func (b *batcher) direct(ctx context.Context, items []KEKItem) ([]KEKResult, error) {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil, ErrClosed
+	}
+	b.wg.Add(1)
+	b.mu.Unlock()
+	defer b.wg.Done()
+	ctx, cancel := context.WithTimeout(ctx, b.timeout)
+	defer cancel()
+	defer context.AfterFunc(b.ctx, cancel)()
+	start := b.now()
+	results, err := b.call(ctx, items)
+	if err == nil && len(results) != len(items) {
+		err = fmt.Errorf("KEK gave %d results for %d items: %w", len(results), len(items), keys.ErrUnavailable)
+	}
+	if b.observe != nil {
+		b.observe(b.op, len(items), b.now().Sub(start), err)
+	}
+	if err != nil {
+		return nil, kekError(err)
+	}
+	for i := range results {
+		results[i] = checkResult(results[i])
+	}
+	return results, nil
+}
+
+// one is direct for a single item.
+func (b *batcher) one(ctx context.Context, item KEKItem) (Secret, error) {
+	results, err := b.direct(ctx, []KEKItem{item})
+	if err != nil {
+		return nil, err
+	}
+	return results[0].Data, results[0].Err
 }
 
 func (b *batcher) wipe(j *job) {

@@ -54,7 +54,7 @@ func sixFields(subject uuid.UUID, create bool) keyring.SealSubject {
 		s.Fields = append(s.Fields, keyring.SealField{Collection: "profile", Field: f, Version: 1,
 			Plaintext: []byte(`"some thirty bytes of a value"`)})
 	}
-	s.Fields[0].Index = &keyring.IndexValue{Collection: "profile", Field: "email", Normaliser: 1, Value: "a@example.org"}
+	s.Fields[0].Index = []keyring.IndexValue{{Collection: "profile", Field: "email", Normaliser: 1, Value: "a@example.org"}}
 	return s
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 
 	"github.com/prototypster/pdvault/keys"
@@ -27,8 +28,11 @@ import (
 // The ref secret itself is not kept: the one thing that is made from it is the reference, and that is in
 // the ledger for all to see.
 type bundle struct {
-	aead tink.AEAD
-	ref  [32]byte // subject_ref
+	aead     tink.AEAD
+	ref      [32]byte // subject_ref
+	newest   [5]byte  // what ciphertexts under the newest key begin with: 0x01 and Tink's id of the key
+	keys     int
+	rotation uint32 // of subjects' keys, that its row names
 }
 
 const (
@@ -39,32 +43,100 @@ const (
 	maxWrappedBytes = 64 << 10
 )
 
+// errKeyCount is returned when a bundle, or a keyset of the instance, has not as many keys as its row says.
+var errKeyCount = fmt.Errorf("row with another number of keys than it names: %w", keys.ErrTampered)
+
 // newBundle makes a bundle, and its serialised form for the KEK, which the caller wipes.
 func newBundle() (*bundle, Secret, error) {
 	handle, err := keyset.NewHandle(aead.AES256GCMKeyTemplate())
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a keyset: %w", err)
 	}
-	primitive, err := aead.New(handle)
-	if err != nil {
-		return nil, nil, fmt.Errorf("making a primitive: %w", err)
-	}
-	buf := bytes.NewBuffer(make([]byte, 0, 256)) // large enough not to be copied when it grows
-	buf.WriteByte(bundleFormat)
 	var refSecret [refSecretSize]byte
 	_, _ = rand.Read(refSecret[:]) // never fails
-	buf.Write(refSecret[:])
-	b := &bundle{aead: primitive, ref: subjectRef(refSecret[:])}
-	clear(refSecret[:])
-	if err := insecurecleartextkeyset.Write(handle, keyset.NewBinaryWriter(buf)); err != nil {
+	defer clear(refSecret[:])
+	return serialiseBundle(refSecret[:], handle)
+}
+
+// serialiseBundle puts a bundle together, ready for use and as the KEK wraps it. It keeps nothing of refSecret.
+func serialiseBundle(refSecret []byte, handle *keyset.Handle) (*bundle, Secret, error) {
+	buf := bytes.NewBuffer(make([]byte, 0, 128*(2+handle.Len()))) // large enough not to be copied when it grows
+	buf.WriteByte(bundleFormat)
+	buf.Write(refSecret)
+	err := insecurecleartextkeyset.Write(handle, keyset.NewBinaryWriter(buf))
+	var b *bundle
+	if err == nil {
+		b, err = readyBundle(refSecret, handle)
+	}
+	if err != nil {
 		clear(buf.Bytes())
 		return nil, nil, fmt.Errorf("serialising a keyset: %w", err)
 	}
 	return b, buf.Bytes(), nil
 }
 
-// parseBundle is the inverse of newBundle. It keeps nothing of b.
+// parseBundle is the inverse of serialiseBundle. It keeps nothing of b.
 func parseBundle(b []byte) (*bundle, error) {
+	handle, err := bundleKeyset(b)
+	if err != nil {
+		return nil, err
+	}
+	return readyBundle(b[1:1+refSecretSize], handle)
+}
+
+// editBundle returns the bundle that b becomes when edit changes its keys, ready for use and serialised for the
+// KEK, which the caller wipes. b must have as many keys as its row says. It keeps nothing of b.
+func editBundle(b []byte, keysOfRow uint8, edit func(*keyset.Handle) (*keyset.Handle, error)) (*bundle, Secret, error) {
+	handle, err := bundleKeyset(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	if handle.Len() != int(keysOfRow) {
+		return nil, nil, errKeyCount
+	}
+	if handle, err = edit(handle); err != nil {
+		return nil, nil, fmt.Errorf("changing a keyset: %w: %w", keys.ErrUnavailable, err)
+	}
+	return serialiseBundle(b[1:1+refSecretSize], handle)
+}
+
+// addKey gives a bundle a further key, which seals from now on.
+func addKey(handle *keyset.Handle) (*keyset.Handle, error) {
+	m := keyset.NewManagerFromHandle(handle)
+	id, err := m.Add(aead.AES256GCMKeyTemplate())
+	if err != nil {
+		return nil, err
+	}
+	if err := m.SetPrimary(id); err != nil {
+		return nil, err
+	}
+	return m.Handle()
+}
+
+// keepNewest leaves a bundle the key that seals.
+func keepNewest(handle *keyset.Handle) (*keyset.Handle, error) {
+	primary, err := handle.Primary()
+	if err != nil {
+		return nil, err
+	}
+	m := keyset.NewManagerFromHandle(handle)
+	for i := range handle.Len() {
+		entry, err := handle.Entry(i)
+		if err != nil {
+			return nil, err
+		}
+		if entry.KeyID() == primary.KeyID() {
+			continue
+		}
+		if err := m.Delete(entry.KeyID()); err != nil {
+			return nil, err
+		}
+	}
+	return m.Handle()
+}
+
+// bundleKeyset returns the keyset of a serialised bundle, if each of its keys is one that we make.
+func bundleKeyset(b []byte) (*keyset.Handle, error) {
 	if len(b) <= 1+refSecretSize || b[0] != bundleFormat {
 		return nil, fmt.Errorf("bundle of an unknown format: %w", keys.ErrTampered)
 	}
@@ -82,7 +154,7 @@ func parseBundle(b []byte) (*bundle, error) {
 		}
 		// A RAW key would be tried on every ciphertext; nothing but what newBundle makes is let in.
 		key, ok := entry.Key().(*aesgcm.Key)
-		if !ok {
+		if !ok || entry.KeyStatus() != keyset.Enabled {
 			return nil, fmt.Errorf("bundle with a foreign key: %w", keys.ErrTampered)
 		}
 		p, ok := key.Parameters().(*aesgcm.Parameters)
@@ -91,11 +163,23 @@ func parseBundle(b []byte) (*bundle, error) {
 			return nil, fmt.Errorf("bundle with a foreign key: %w", keys.ErrTampered)
 		}
 	}
+	return handle, nil
+}
+
+// readyBundle makes the keys of a bundle ready for use.
+func readyBundle(refSecret []byte, handle *keyset.Handle) (*bundle, error) {
+	primary, err := handle.Primary()
+	if err != nil {
+		return nil, fmt.Errorf("bundle without a newest key: %w", keys.ErrTampered)
+	}
 	primitive, err := aead.New(handle)
 	if err != nil {
 		return nil, fmt.Errorf("bundle without a usable key: %w", keys.ErrTampered)
 	}
-	return &bundle{aead: primitive, ref: subjectRef(b[1 : 1+refSecretSize])}, nil
+	b := &bundle{aead: primitive, ref: subjectRef(refSecret), keys: handle.Len()}
+	b.newest[0] = 1
+	binary.BigEndian.PutUint32(b.newest[1:], primary.KeyID())
+	return b, nil
 }
 
 // subjectRef is how the ledger names a subject: HMAC-SHA-256(ref secret, "ledger").
@@ -108,6 +192,9 @@ func subjectRef(secret []byte) (ref [32]byte) {
 
 // refBytes returns a copy of the reference.
 func (b *bundle) refBytes() []byte { return append([]byte(nil), b.ref[:]...) }
+
+// isNewest tells whether ciphertext claims to be under the newest key.
+func (b *bundle) isNewest(ciphertext []byte) bool { return bytes.HasPrefix(ciphertext, b.newest[:]) }
 
 // seal encrypts value, padded, under ad.
 func (b *bundle) seal(value, ad []byte) ([]byte, error) {

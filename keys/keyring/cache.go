@@ -79,6 +79,16 @@ func (c *cache) move(subject uuid.UUID, row, next []byte) {
 	c.lru.Add(subject, e)
 }
 
+// replace is put for a subject that the cache holds; of others it keeps nothing, so that a rotation of everybody
+// does not drive out those who are asked for. It keeps row as well.
+func (c *cache) replace(subject uuid.UUID, row []byte, b *bundle) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lru.Contains(subject) {
+		c.lru.Add(subject, cached{row: row, bundle: b, expires: c.now().Add(c.ttl)})
+	}
+}
+
 func (c *cache) drop(subject uuid.UUID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

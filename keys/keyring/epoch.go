@@ -14,9 +14,8 @@ import (
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
-// More of the key store's keys, which epochs need:
+// More of the key store's keys, which epochs need beside the floor:
 //
-//	f   the floor: least version of the KEK that a row may be wrapped under, 8 bytes, big endian; absent: 1
 //	e   when the last epoch ended, or the schedule began: Unix milliseconds, 8 bytes, big endian
 //	n   the subject of a bundle that was wrapped last, 16 bytes: what Open tries the KEK on
 //	r   numbers of rotations, see keyRotations
@@ -25,7 +24,6 @@ import (
 // it. So a row that was wrapped before the KEK was rotated, and written after its part of the store was looked at,
 // is refused and wrapped again by its writer; none can be missed.
 var (
-	keyFloor     = []byte("f")
 	keyLastEpoch = []byte("e")
 	keyNewest    = []byte("n")
 
@@ -51,24 +49,13 @@ const (
 	retireCalls = 4           // times KEKTimeout for a call of Epochs, which is several requests
 )
 
-// decodeVersion parses a number that is kept alone; absent gives otherwise.
-func decodeVersion(b []byte, otherwise uint64) (uint64, error) {
-	if b == nil {
-		return otherwise, nil
-	}
-	if len(b) != 8 {
-		return 0, fmt.Errorf("key store has a number that is none: %w", kv.ErrIntegrity)
-	}
-	return binary.BigEndian.Uint64(b), nil
-}
-
-// floorOf reads the floor. A transaction that writes a row calls it, and refuses what is wrapped below.
+// floorOf reads the floor.
 func floorOf(r kv.Reader) (uint64, error) {
 	values, err := r.Get(keyFloor)
 	if err != nil {
 		return 0, err
 	}
-	return decodeVersion(values[0], 1)
+	return decodeFloor(values[0])
 }
 
 // below reports whether wrapped may not be written at a floor. What is not the KEK's is not written either.
@@ -76,9 +63,6 @@ func (k *Keyring) below(wrapped []byte, floor uint64) bool {
 	version, err := k.cfg.KEK.Version(wrapped)
 	return err != nil || version < floor
 }
-
-// errOvertaken is what remains when each wrap is below the floor, however often it is made.
-var errOvertaken = fmt.Errorf("key-encryption key is older than what it has wrapped: %w", keys.ErrKEKMissing)
 
 // newestVersion asks the KEK which version wraps now.
 func (k *Keyring) newestVersion(ctx context.Context) (uint64, error) {
@@ -277,8 +261,8 @@ func (k *Keyring) lastEpoch(ctx context.Context) (time.Time, error) {
 	var ms uint64
 	err := k.store.View(ctx, func(r kv.Reader) error {
 		values, err := r.Get(keyLastEpoch)
-		if err == nil {
-			ms, err = decodeVersion(values[0], 0)
+		if err == nil && len(values[0]) == 8 {
+			ms = binary.BigEndian.Uint64(values[0])
 		}
 		return err
 	})

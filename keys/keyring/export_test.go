@@ -1,5 +1,7 @@
 package keyring
 
+import "context"
+
 // Cached is how many bundles are unwrapped now.
 func (k *Keyring) Cached() int { return k.cache.len() }
 
@@ -11,3 +13,34 @@ var KeyKeyset = keyKeyset
 
 // KeyGeneration is where the counter lies.
 var KeyGeneration = keyGeneration
+
+// KeyTombstone is where a destroyed subject's tombstone lies.
+var KeyTombstone = keyTombstone
+
+// KeyFloor is where the floor lies.
+var KeyFloor = keyFloor
+
+// MaxBundleKeys is how many keys a bundle may have.
+const MaxBundleKeys = maxBundleKeys
+
+// What jobs call.
+func (k *Keyring) BeginIndex(ctx context.Context) (uint32, error) { return k.beginIndex(ctx) }
+func (k *Keyring) EndIndex(ctx context.Context, version uint32) error {
+	return k.endIndex(ctx, version)
+}
+func (k *Keyring) RotateWitness(ctx context.Context) (uint64, error) { return k.rotateWitness(ctx) }
+func (k *Keyring) AddKeyset(ctx context.Context, name string) (uint64, error) {
+	return k.addKeyset(ctx, name)
+}
+
+// Refresh is what the sweeper does to the instance's keysets.
+func (k *Keyring) Refresh(ctx context.Context) error { return k.refresh(ctx) }
+
+// KeyVersions lists the keys of the instance.
+func (k *Keyring) KeyVersions() []KeyVersion { return k.instance.keyVersions() }
+
+// RowOf tells rotation and number of keys that a row names.
+func RowOf(b []byte) (rotation uint32, keys int, err error) {
+	r, err := decodeRow(b)
+	return r.rotation, int(r.keys), err
+}

@@ -3,16 +3,18 @@ package keyring
 import (
 	"encoding/binary"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/vault/kv"
 )
 
 // The key store's keys. Only random ids and names of ours stand in a key: what stands there outlives an
 // erasure in the engine's files.
 //
 //	g              generation counter, 8 bytes, big endian
+//	f              floor: the least version of the KEK that a row may be written with, 8 bytes, big endian;
+//	               absent: any
 //	i              the instance, see instanceRow
 //	k/<name>       a wrapped keyset of the instance, see row
 //	b/<16 bytes>   a subject's wrapped bundle, see row
@@ -20,6 +22,7 @@ import (
 //	s/<name>       a state of the sidecar, as it gave it
 var (
 	keyGeneration = []byte("g")
+	keyFloor      = []byte("f")
 	keyInstance   = []byte("i")
 )
 
@@ -86,10 +89,9 @@ func tokenInput(instance, label string, data []byte) []byte {
 	return keys.Tuple([]byte(scheme), []byte(instance), []byte("token"), []byte(label), data)
 }
 
-// indexInput is what a blind-index token is computed over.
-func indexInput(v *IndexValue) []byte {
-	return keys.Tuple([]byte(v.Collection), []byte(v.Field),
-		binary.BigEndian.AppendUint32(nil, v.Normaliser), []byte(v.Value))
+// indexInput is what a blind-index token of value is computed over; of v it takes the rest.
+func indexInput(v *IndexValue, value []byte) []byte {
+	return keys.Tuple([]byte(v.Collection), []byte(v.Field), binary.BigEndian.AppendUint32(nil, v.Normaliser), value)
 }
 
 // row is a wrapped bundle, or a wrapped keyset of the instance, as it lies in the key store. Layout:
@@ -155,21 +157,52 @@ func decodeRow(b []byte) (row, error) {
 	return r, nil
 }
 
-// tombstone says that a bundle was destroyed. Layout: format 0x01, generation (8 bytes, big endian),
-// Unix time in seconds (8 bytes, big endian), and the reason.
+// tombstone says that a bundle was destroyed. Layout:
+//
+//	offset  size  what
+//	0       1     format, 0x02
+//	1       8     generation of the key store at which it was destroyed, big endian, never 0
+//	9       8     Unix time in seconds, big endian
+//	17      8     version of the KEK that the bundle was wrapped under, big endian; 0: its row was damaged
+//	25      rest  reason, a code of at most 256 bytes
+//
+// Example, generation 9, version 3, reason "erasure":
+//
+//	02 0000000000000009 000000006553f100 0000000000000003 65726173757265
 type tombstone struct {
 	generation uint64
-	at         time.Time
+	at         int64
+	kekVersion uint64
 	reason     string
 }
 
-const tombstoneFormat = 0x01
+const (
+	tombstoneFormat = 0x02
+	tombstoneHeader = 25 // bytes before the reason
+)
 
 func (t tombstone) encode() []byte {
-	b := append(make([]byte, 0, 17+len(t.reason)), tombstoneFormat)
+	b := append(make([]byte, 0, tombstoneHeader+len(t.reason)), tombstoneFormat)
 	b = binary.BigEndian.AppendUint64(b, t.generation)
-	b = binary.BigEndian.AppendUint64(b, uint64(t.at.Unix()))
+	b = binary.BigEndian.AppendUint64(b, uint64(t.at))
+	b = binary.BigEndian.AppendUint64(b, t.kekVersion)
 	return append(b, t.reason...)
+}
+
+// decodeTombstone parses a tombstone. That a bundle was destroyed is what any tombstone says, also one that does
+// not parse.
+func decodeTombstone(b []byte) (tombstone, error) {
+	if len(b) < tombstoneHeader || len(b) > tombstoneHeader+MaxReason || b[0] != tombstoneFormat {
+		return tombstone{}, fmt.Errorf("tombstone of an unknown format: %w", keys.ErrTampered)
+	}
+	t := tombstone{
+		generation: binary.BigEndian.Uint64(b[1:]), at: int64(binary.BigEndian.Uint64(b[9:])),
+		kekVersion: binary.BigEndian.Uint64(b[17:]), reason: string(b[tombstoneHeader:]),
+	}
+	if t.generation == 0 {
+		return tombstone{}, fmt.Errorf("tombstone without a generation: %w", keys.ErrTampered)
+	}
+	return t, nil
 }
 
 // instanceRow names the instance and the KEK of a key store: format 0x01, then keys.Tuple of both names.
@@ -187,4 +220,15 @@ func decodeGeneration(b []byte) (uint64, error) {
 		return 0, errCounter
 	}
 	return g, nil
+}
+
+// decodeFloor parses the floor; absent is 0.
+func decodeFloor(b []byte) (uint64, error) {
+	if b == nil {
+		return 0, nil
+	}
+	if len(b) != 8 {
+		return 0, fmt.Errorf("key store has no valid floor: %w", kv.ErrIntegrity)
+	}
+	return binary.BigEndian.Uint64(b), nil
 }

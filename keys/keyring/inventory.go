@@ -1,7 +1,6 @@
 package keyring
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -18,9 +17,6 @@ const defaultInventoryAge = 15 * time.Second
 // the key store could make it millions.
 const maxVersions = 1_000
 
-// kindOf tells the kind of key that a keyset holds.
-var kindOf = map[string]string{"identity": "witness", "index": "index", "token": "token", "service": "service"}
-
 // inventories keeps the newest count, so that asking often does not read the key store often.
 type inventories struct {
 	turn chan struct{} // held, as its one element, by who counts
@@ -28,7 +24,7 @@ type inventories struct {
 }
 
 // Inventory counts every version in use: of the KEK by what is wrapped under it, of subjects' keys by rotation, of
-// the other keysets by key. The count may be as old as Config.InventoryAge, and what was written while it was made is
+// the keysets of the instance by key. The count may be as old as Config.InventoryAge, and what was written while it was made is
 // counted or not. Rows that do not parse are not counted.
 func (k *Keyring) Inventory(ctx context.Context) (Inventory, error) {
 	if _, err := k.current(); err != nil {
@@ -106,19 +102,7 @@ func (k *Keyring) count(ctx context.Context) (Inventory, error) {
 	if err != nil {
 		return Inventory{}, err
 	}
-	err = k.scan(ctx, prefixKeyset, nil, func(p kv.Pair) error {
-		r, ok := wrapped(p)
-		kind := kindOf[string(bytes.TrimPrefix(p.Key, prefixKeyset))]
-		if !ok || kind == "" {
-			return nil
-		}
-		// The first key is version 1, and each rotation adds the next; those before that were dropped come first.
-		newest := uint64(r.rotation) + 1
-		for i := range min(uint64(r.keys), newest) {
-			add(kind, newest-i)
-		}
-		return nil
-	})
+	err = k.scan(ctx, prefixKeyset, nil, func(p kv.Pair) error { wrapped(p); return nil })
 	if err != nil {
 		return Inventory{}, err
 	}
@@ -129,6 +113,14 @@ func (k *Keyring) count(ctx context.Context) (Inventory, error) {
 	made := madeBy(records)
 	for at, n := range counts {
 		inv.Versions = append(inv.Versions, KeyVersion{Kind: at.kind, Version: at.version, Count: n, Made: made[at]})
+	}
+	in, err := k.current()
+	if err != nil {
+		return Inventory{}, err
+	}
+	for _, v := range in.keyVersions() {
+		v.Made = v.Made.UTC()
+		inv.Versions = append(inv.Versions, v)
 	}
 	slices.SortFunc(inv.Versions, func(a, b KeyVersion) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(b.Version, a.Version))
@@ -143,12 +135,11 @@ func (k *Keyring) count(ctx context.Context) (Inventory, error) {
 func madeBy(records []jobRecord) map[versionKey]time.Time {
 	made := make(map[versionKey]time.Time)
 	for _, r := range records {
-		kind := r.Scope
-		if kind == ScopeSubject || kind == ScopeAllSubjects {
-			kind = "subject"
-		}
-		if r.Target > 0 {
-			made[versionKey{kind, r.Target}] = time.UnixMilli(r.Started).UTC()
+		switch at := time.UnixMilli(r.Started).UTC(); r.Scope {
+		case ScopeKEK:
+			made[versionKey{"kek", r.Target}] = at
+		case ScopeSubject, ScopeAllSubjects:
+			made[versionKey{"subject", r.Target}] = at
 		}
 	}
 	return made

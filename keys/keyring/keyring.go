@@ -17,7 +17,6 @@ package keyring
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -27,7 +26,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/vault/kv"
 )
@@ -71,10 +69,12 @@ type Config struct {
 	// EpochPause is how many times as long as a batch took an epoch rests after it while others ask for keys; 0 means 4,
 	// so that they keep four fifths of the time.
 	EpochPause   int
-	InventoryAge time.Duration    // how old a count of Inventory may be; 0 means 15 s
-	Now          func() time.Time // nil means time.Now
-	Logger       *slog.Logger     // nil means none
-	Observe      Observer         // hooks for metrics, each may be nil
+	InventoryAge time.Duration // how old a count of Inventory may be; 0 means 15 s
+	// WitnessOverlap is how long a witness key goes on signing when a newer one has taken its place; 0 means 14 days.
+	WitnessOverlap time.Duration
+	Now            func() time.Time // nil means time.Now
+	Logger         *slog.Logger     // nil means none
+	Observe        Observer         // hooks for metrics, each may be nil
 }
 
 // Observer is a set of hooks for metrics. They are called from the goroutines that do the work and must
@@ -109,8 +109,11 @@ func (cfg Config) verified() (Config, error) {
 	if cfg.KEKTimeout == 0 {
 		cfg.KEKTimeout = defaultKEKTimeout
 	}
-	if cfg.CacheSize < 0 || cfg.CacheTTL < 0 || cfg.CacheTTL > maxCacheTTL || cfg.KEKTimeout < 0 {
-		return cfg, fmt.Errorf("keyring: cache size, cache TTL or KEK timeout: %w", keys.ErrInvalid)
+	if cfg.WitnessOverlap == 0 {
+		cfg.WitnessOverlap = defaultWitnessOverlap
+	}
+	if cfg.CacheSize < 0 || cfg.CacheTTL < 0 || cfg.CacheTTL > maxCacheTTL || cfg.KEKTimeout < 0 || cfg.WitnessOverlap < 0 {
+		return cfg, fmt.Errorf("keyring: cache size, cache TTL, KEK timeout or witness overlap: %w", keys.ErrInvalid)
 	}
 	if cfg.EpochPause == 0 {
 		cfg.EpochPause = defaultEpochPause
@@ -147,6 +150,8 @@ type Keyring struct {
 	stop   context.CancelFunc // ends the sweeper and epochs
 	swept  chan struct{}      // closed when it has ended
 	closed atomic.Bool
+
+	changing chan struct{} // of one place: held while a keyset of the instance is changed
 
 	mu       sync.RWMutex // guards instance, which is nil after Close
 	instance *instance
@@ -204,7 +209,7 @@ func Open(ctx context.Context, cfg Config) (*Keyring, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Keyring{cfg: cfg, store: cfg.Store, swept: make(chan struct{})}
+	k := &Keyring{cfg: cfg, store: cfg.Store, swept: make(chan struct{}), changing: make(chan struct{}, 1)}
 	if k.cache, err = newCache(cfg.CacheSize, cfg.CacheTTL, cfg.Now); err != nil {
 		return nil, fmt.Errorf("opening a keyring: %w", err)
 	}
@@ -232,6 +237,9 @@ func Open(ctx context.Context, cfg Config) (*Keyring, error) {
 		k.writes.close()
 		return nil, fmt.Errorf("opening a keyring: %w", err)
 	}
+	if err := k.dropWitness(ctx); err != nil { // they do not sign any more in any case; the sweeper tries again
+		cfg.Logger.Warn("a witness key whose time is over stays in the key store", "error", err)
+	}
 	running, stop := context.WithCancel(context.Background())
 	k.stop = stop
 	go k.sweep(running)
@@ -239,64 +247,31 @@ func Open(ctx context.Context, cfg Config) (*Keyring, error) {
 		k.epochs = newEpochs(k)
 		go k.epochs.run(running)
 	}
-	cfg.Logger.Info("keyring open", "instance", cfg.Instance, "sidecar", k.instance.sidecar, "kek", cfg.KEK.Name(),
+	cfg.Logger.Info("keyring open", "instance", cfg.Instance, "sidecar", k.SidecarID(), "kek", cfg.KEK.Name(),
 		"generation", k.generation.Load())
 	return k, nil
 }
 
-// load reads and unwraps what belongs to the instance. That also shows that the KEK still has the key.
-func (k *Keyring) load(ctx context.Context) error {
-	wanted := [][]byte{keyInstance, keyGeneration}
-	for _, name := range keysetNames {
-		wanted = append(wanted, keyKeyset(name))
-	}
-	var values [][]byte
-	err := k.store.View(ctx, func(r kv.Reader) (err error) {
-		values, err = r.Get(wanted...)
-		return err
-	})
-	if err != nil {
-		return storeError("reading", err)
-	}
-	if values[0] == nil {
-		return ErrNotCreated
-	}
-	if !bytes.Equal(values[0], instanceRow(k.cfg.Instance, k.cfg.KEK.Name())) {
-		return ErrOtherInstance
-	}
-	generation, err := decodeGeneration(values[1])
-	if err != nil {
-		return storeError("reading", err)
-	}
-	k.generation.Store(generation)
-	items := make([]KEKItem, len(keysetNames))
-	for i, name := range keysetNames {
-		r, err := k.checkRow(values[2+i])
-		if err != nil {
-			return fmt.Errorf("keyset %q: %w", name, err)
-		}
-		items[i] = KEKItem{keysetContext(k.cfg.Instance, name), r.wrapped}
-	}
-	clear, err := callKEK(ctx, k.cfg.KEK.Unwrap, items)
-	if err != nil {
-		return fmt.Errorf("unwrapping the instance's keysets: %w", err)
-	}
-	defer wipeAll(clear)
-	k.instance, err = parseInstance(clear)
-	return err
-}
-
-// sweep drops expired bundles until ctx ends.
+// sweep drops expired bundles, and looks after the keysets of the instance, until ctx ends.
 func (k *Keyring) sweep(ctx context.Context) {
 	defer close(k.swept)
 	tick := time.NewTicker(max(k.cfg.CacheTTL/8, 100*time.Millisecond))
 	defer tick.Stop()
+	refresh := time.NewTicker(max(k.cfg.CacheTTL, time.Second))
+	defer refresh.Stop()
+	failed := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 			k.cache.sweep()
+		case <-refresh.C:
+			err := k.refresh(ctx)
+			if err != nil && !failed && ctx.Err() == nil {
+				k.cfg.Logger.Warn("keysets of the instance were not refreshed", "error", err)
+			}
+			failed = err != nil
 		}
 	}
 }
@@ -319,7 +294,7 @@ func (k *Keyring) Close() error {
 	k.cache.purge()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	clear(k.instance.witness)
+	k.instance.identity.wipe()
 	k.instance = nil
 	return nil
 }
@@ -356,34 +331,6 @@ func (k *Keyring) Ready(ctx context.Context) error {
 		return kekError(err)
 	}
 	return nil
-}
-
-// SidecarID is the id that access entries name, empty after Close.
-func (k *Keyring) SidecarID() string {
-	in, err := k.current()
-	if err != nil {
-		return ""
-	}
-	return in.sidecar
-}
-
-// WitnessPublic is the public half of the sidecar's witness key, nil after Close.
-func (k *Keyring) WitnessPublic() ed25519.PublicKey {
-	in, err := k.current()
-	if err != nil {
-		return nil
-	}
-	return in.witnessPublic
-}
-
-// WitnessSign signs message with the witness key.
-func (k *Keyring) WitnessSign(message []byte) ([]byte, error) {
-	k.mu.RLock() // until the signature is made: Close overwrites the key
-	defer k.mu.RUnlock()
-	if k.instance == nil {
-		return nil, ErrClosed
-	}
-	return ed25519.Sign(k.instance.witness, message), nil
 }
 
 // LoadState returns the value saved under name, nil if there is none.
@@ -430,46 +377,6 @@ func (k *Keyring) SaveState(ctx context.Context, name string, value []byte) erro
 			}
 			return false, nil
 		}})
-}
-
-// Destroy destroys the bundle of subject and leaves a tombstone, in one durable transaction: once it has
-// returned nil, no node that uses this key store opens anything of the subject. It fails with
-// keys.ErrNoKey when there never was a bundle; destroying twice is not an error. reason is a code, kept in
-// clear, and holds nothing about the person.
-func (k *Keyring) Destroy(ctx context.Context, subject uuid.UUID, reason string) error {
-	if _, err := k.current(); err != nil {
-		return err
-	}
-	if len(reason) > MaxReason {
-		return fmt.Errorf("reason is too long: %w", keys.ErrInvalid)
-	}
-	k.cache.drop(subject)
-	at := k.cfg.Now()
-	var refused error
-	err := k.writes.do(ctx, &change{items: 1, bytes: 512, reserve: true,
-		apply: func(w kv.Writer, generation uint64) (bool, error) {
-			refused = nil
-			values, err := w.Get(keyBundle(subject), keyTombstone(subject))
-			if err != nil {
-				return false, err
-			}
-			switch {
-			case values[1] != nil:
-				w.Delete(keyBundle(subject)) // should an engine ever have lost the deletion
-				return false, nil
-			case values[0] == nil:
-				refused = keys.ErrNoKey
-				return false, nil
-			}
-			w.Delete(keyBundle(subject))
-			w.Set(keyTombstone(subject), tombstone{generation, at, reason}.encode())
-			return true, nil
-		}})
-	k.cache.drop(subject)
-	if err != nil {
-		return err
-	}
-	return refused
 }
 
 // selfTest shows that the KEK gives back what it wrapped, and only under the same context.

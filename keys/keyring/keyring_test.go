@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -84,6 +85,7 @@ func TestConfigRefused(t *testing.T) {
 		"negative TTL":      func(c *keyring.Config) { c.CacheTTL = -1 },
 		"negative size":     func(c *keyring.Config) { c.CacheSize = -1 },
 		"negative deadline": func(c *keyring.Config) { c.KEKTimeout = -1 },
+		"negative overlap":  func(c *keyring.Config) { c.WitnessOverlap = -1 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := keyring.Config{Instance: "test", KEK: kek, Store: memkv.New()}
@@ -144,9 +146,9 @@ func TestSealAndOpen(t *testing.T) {
 	ctx := context.Background()
 	r := newRing(t, nil)
 	subject := uuid.New()
-	index := &keyring.IndexValue{Collection: "profile", Field: "email", Normaliser: 1, Value: "a@example.org"}
+	index := keyring.IndexValue{Collection: "profile", Field: "email", Normaliser: 1, Value: "a@example.org"}
 	sealed, err := r.Seal(ctx, []keyring.SealSubject{{Subject: subject, Create: true, Fields: []keyring.SealField{
-		{Collection: "profile", Field: "email", Version: 1, Plaintext: []byte(`"a@example.org"`), Index: index},
+		{Collection: "profile", Field: "email", Version: 1, Plaintext: []byte(`"a@example.org"`), Index: []keyring.IndexValue{index}},
 		{Collection: "profile", Field: "name", Version: 1, Plaintext: []byte(`{"given":"A"}`)},
 		{Collection: "payment", Field: "card", Version: 7, Plaintext: bytes.Repeat([]byte("x"), keyring.MaxValue)},
 	}}})
@@ -154,11 +156,15 @@ func TestSealAndOpen(t *testing.T) {
 		t.Fatal(err, sealed)
 	}
 	s := sealed[0]
-	if len(s.Ref) != 32 || len(s.Fields) != 3 || len(s.Fields[0].Token) != 16 || s.Fields[1].Token != nil {
+	if len(s.Ref) != 32 || len(s.Fields) != 3 || len(s.Fields[0].Index) != 1 || len(s.Fields[1].Index) != 0 {
 		t.Errorf("outcome has other lengths")
 	}
-	tokens, err := r.Index(ctx, []keyring.IndexValue{*index, {Collection: "profile", Field: "email", Normaliser: 2, Value: "a@example.org"}})
-	if err != nil || !bytes.Equal(tokens[0], s.Fields[0].Token) || bytes.Equal(tokens[0], tokens[1]) {
+	first := s.Fields[0].Index[0].Tokens
+	if len(first) != 1 || first[0].Key != 1 || len(first[0].Token) != 16 {
+		t.Fatalf("tokens are %v", first)
+	}
+	tokens, err := r.Index(ctx, []keyring.IndexValue{index, {Collection: "profile", Field: "email", Normaliser: 2, Value: "a@example.org"}})
+	if err != nil || !reflect.DeepEqual(tokens[0], first) || bytes.Equal(tokens[0][0].Token, tokens[1][0].Token) {
 		t.Errorf("tokens of Seal and Index do not agree: %v", err)
 	}
 	if r.Generation() != 2 {
@@ -396,9 +402,16 @@ func TestLimits(t *testing.T) {
 		"long collection":   field(func(f *keyring.SealField) { f.Collection = long }),
 		"no field":          field(func(f *keyring.SealField) { f.Field = "" }),
 		"long field":        field(func(f *keyring.SealField) { f.Field = long }),
-		"empty index value": field(func(f *keyring.SealField) { f.Index = &keyring.IndexValue{Collection: "a", Field: "b"} }),
-		"carry into new":    {Subject: uuid.New(), Create: true, Fields: []keyring.SealField{{Collection: "a", Field: "b", Carry: c}}},
-		"too many fields":   {Subject: s, Fields: make([]keyring.SealField, keyring.MaxFields+1)},
+		"empty index value": field(func(f *keyring.SealField) { f.Index = []keyring.IndexValue{{Collection: "a", Field: "b"}} }),
+		"many index values": field(func(f *keyring.SealField) { f.Index = make([]keyring.IndexValue, keyring.MaxIndexValues+1) }),
+		"value and sealed value": field(func(f *keyring.SealField) {
+			f.Index = []keyring.IndexValue{{Collection: "a", Field: "b", Value: "c", Sealed: c}}
+		}),
+		"large sealed value": field(func(f *keyring.SealField) {
+			f.Index = []keyring.IndexValue{{Collection: "a", Field: "b", Sealed: make([]byte, keyring.MaxIndexValue+100)}}
+		}),
+		"carry into new":  {Subject: uuid.New(), Create: true, Fields: []keyring.SealField{{Collection: "a", Field: "b", Carry: c}}},
+		"too many fields": {Subject: s, Fields: make([]keyring.SealField, keyring.MaxFields+1)},
 	} {
 		out, err := r.Seal(ctx, []keyring.SealSubject{sub})
 		if err != nil || !errors.Is(out[0].Err, keys.ErrInvalid) {
@@ -746,15 +759,17 @@ func TestDamagedStore(t *testing.T) {
 		row  []byte
 		want error
 	}{
-		"empty":                {[]byte{}, keys.ErrTampered},
-		"unknown format":       {change(func(b []byte) []byte { b[0] = 2; return b }), keys.ErrTampered},
-		"cut short":            {row[:12], keys.ErrTampered},
-		"flipped bit":          {change(func(b []byte) []byte { b[len(b)-1] ^= 1; return b }), keys.ErrTampered},
-		"another subject's":    {r.rawGet(keyring.KeyBundle(other)), keys.ErrTampered},
-		"a keyset's":           {r.rawGet(keyring.KeyKeyset("service")), keys.ErrTampered},
-		"another KEK's":        {change(func(b []byte) []byte { b[10] = 'X'; return b }), keys.ErrKEKMissing},
-		"from the future":      {change(func(b []byte) []byte { b[1] = 1; return b }), kv.ErrIntegrity},
-		"without a generation": {change(func(b []byte) []byte { clear(b[1:9]); return b }), keys.ErrTampered},
+		"empty":                  {[]byte{}, keys.ErrTampered},
+		"unknown format":         {change(func(b []byte) []byte { b[0] = 1; return b }), keys.ErrTampered},
+		"cut short":              {row[:16], keys.ErrTampered},
+		"flipped bit":            {change(func(b []byte) []byte { b[len(b)-1] ^= 1; return b }), keys.ErrTampered},
+		"another subject's":      {r.rawGet(keyring.KeyBundle(other)), keys.ErrTampered},
+		"a keyset's":             {r.rawGet(keyring.KeyKeyset("service")), keys.ErrTampered},
+		"another KEK's":          {change(func(b []byte) []byte { b[15] = 'X'; return b }), keys.ErrKEKMissing},
+		"another number of keys": {change(func(b []byte) []byte { b[13]++; return b }), keys.ErrTampered},
+		"without keys":           {change(func(b []byte) []byte { b[13] = 0; return b }), keys.ErrTampered},
+		"from the future":        {change(func(b []byte) []byte { b[1] = 1; return b }), kv.ErrIntegrity},
+		"without a generation":   {change(func(b []byte) []byte { clear(b[1:9]); return b }), keys.ErrTampered},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r.rawSet(keyring.KeyBundle(s), tc.row)
@@ -860,7 +875,7 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	secret := keyring.Secret(canary)
 	values := []any{
 		secret, &secret, keyring.KEKItem{Context: []byte("c"), Data: secret}, keyring.KEKResult{Data: secret},
-		keyring.SealField{Collection: "a", Field: "b", Plaintext: secret, Index: &keyring.IndexValue{Value: canary}},
+		keyring.SealField{Collection: "a", Field: "b", Plaintext: secret, Index: []keyring.IndexValue{{Value: canary}}},
 		keyring.IndexValue{Collection: "a", Field: "b", Value: canary}, &keyring.IndexValue{Value: canary},
 		keyring.PrepareItem{Detail: secret}, keyring.OpenField{Expect: secret}, keyring.OpenedField{Plaintext: secret},
 		[]keyring.OpenedSubject{{Fields: []keyring.OpenedField{{Plaintext: secret}}}},
@@ -924,29 +939,37 @@ func TestClose(t *testing.T) {
 	}
 	ctx := context.Background()
 	calls := map[string]func() error{
-		"Seal":        func() error { _, err := r.Seal(ctx, []keyring.SealSubject{sealOf(s, false, "x")}); return err },
-		"Seal create": func() error { _, err := r.Seal(ctx, []keyring.SealSubject{sealOf(uuid.New(), true, "x")}); return err },
-		"Open":        func() error { _, err := r.Open(ctx, []keyring.OpenSubject{openOf(s, c)}); return err },
-		"Prepare":     func() error { _, err := r.Prepare(ctx, nil); return err },
-		"Ref":         func() error { _, err := r.Ref(ctx, nil); return err },
-		"Index":       func() error { _, err := r.Index(ctx, nil); return err },
-		"OpenDetail":  func() error { _, err := r.OpenDetail(ctx, s, nil); return err },
-		"Protect":     func() error { _, err := r.Protect(ctx, "l", []byte("x")); return err },
-		"Unprotect":   func() error { _, err := r.Unprotect(ctx, "l", []byte("x")); return err },
-		"Token":       func() error { _, err := r.Token(ctx, "l", nil); return err },
-		"VerifyToken": func() error { return r.VerifyToken(ctx, "l", nil, nil) },
-		"Destroy":     func() error { return r.Destroy(ctx, s, "x") },
-		"LoadState":   func() error { _, err := r.LoadState(ctx, "x"); return err },
-		"SaveState":   func() error { return r.SaveState(ctx, "x", nil) },
-		"WitnessSign": func() error { _, err := r.WitnessSign(nil); return err },
-		"Ready":       func() error { return r.Ready(ctx) },
+		"Seal":          func() error { _, err := r.Seal(ctx, []keyring.SealSubject{sealOf(s, false, "x")}); return err },
+		"Seal create":   func() error { _, err := r.Seal(ctx, []keyring.SealSubject{sealOf(uuid.New(), true, "x")}); return err },
+		"Open":          func() error { _, err := r.Open(ctx, []keyring.OpenSubject{openOf(s, c)}); return err },
+		"Prepare":       func() error { _, err := r.Prepare(ctx, nil); return err },
+		"Ref":           func() error { _, err := r.Ref(ctx, nil); return err },
+		"Index":         func() error { _, err := r.Index(ctx, nil); return err },
+		"OpenDetail":    func() error { _, err := r.OpenDetail(ctx, s, nil); return err },
+		"Protect":       func() error { _, err := r.Protect(ctx, "l", []byte("x")); return err },
+		"Unprotect":     func() error { _, err := r.Unprotect(ctx, "l", []byte("x")); return err },
+		"Token":         func() error { _, err := r.Token(ctx, "l", nil); return err },
+		"VerifyToken":   func() error { return r.VerifyToken(ctx, "l", nil, nil) },
+		"Destroy":       func() error { return r.Destroy(ctx, s, "x") },
+		"DestroyRef":    func() error { _, err := r.DestroyRef(ctx, s, nil, "x"); return err },
+		"Reseal":        func() error { _, err := r.Reseal(ctx, 1, []keyring.ResealSubject{{Subject: s}}); return err },
+		"Retire":        func() error { _, err := r.Retire(ctx, 1, []uuid.UUID{s}); return err },
+		"Reindex":       func() error { _, err := r.Reindex(ctx, nil); return err },
+		"BeginIndex":    func() error { _, err := r.BeginIndex(ctx); return err },
+		"EndIndex":      func() error { return r.EndIndex(ctx, 1) },
+		"AddKeyset":     func() error { _, err := r.AddKeyset(ctx, "token"); return err },
+		"RotateWitness": func() error { _, err := r.RotateWitness(ctx); return err },
+		"LoadState":     func() error { _, err := r.LoadState(ctx, "x"); return err },
+		"SaveState":     func() error { return r.SaveState(ctx, "x", nil) },
+		"WitnessSign":   func() error { _, err := r.WitnessSign(nil); return err },
+		"Ready":         func() error { return r.Ready(ctx) },
 	}
 	for name, call := range calls {
 		if err := call(); !errors.Is(err, keyring.ErrClosed) || !errors.Is(err, keys.ErrUnavailable) {
 			t.Errorf("%s gave %v", name, err)
 		}
 	}
-	if r.Cached() != 0 || r.SidecarID() != "" || r.WitnessPublic() != nil {
+	if r.Cached() != 0 || r.SidecarID() != "" || r.WitnessPublic() != nil || r.WitnessKeys() != nil {
 		t.Error("keys are still there")
 	}
 	goleak.VerifyNone(t, ignore)

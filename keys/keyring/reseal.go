@@ -2,8 +2,12 @@ package keyring
 
 import (
 	"context"
+	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
+	"github.com/prototypster/pdvault/keys"
+	"github.com/tink-crypto/tink-go/v2/keyset"
 )
 
 // Kinds of what is sealed under a subject's key.
@@ -37,45 +41,300 @@ type ResealedSubject struct {
 	Rotation    uint32   // of the bundle now
 }
 
-// ReindexSubject is the sealed index values of one subject.
-type ReindexSubject struct {
-	Subject uuid.UUID
-	Values  []IndexValue // with Sealed
-}
-
-// ReindexedSubject is the outcome for one subject: Ref and Tokens, or Err.
-type ReindexedSubject struct {
-	Err    error
-	Ref    []byte
-	Tokens [][]IndexToken // in the order of the values
-}
-
 // Reseal gives each subject whose bundle is older than rotation a new key, durably, and seals the items that
-// are not under the newest key again under it.
+// are not under the newest key again under it. Outcomes are in the order of subjects, each for itself: all items of
+// a subject or none. No plaintext leaves, and an item is bound afterwards to what it was bound to before.
+//
+// It may be called again for the same subjects: nothing that is under the newest key is touched. What was sealed
+// before goes on opening until Retire. A subject fails as in Seal; with keys.ErrTampered when an item is not what it
+// is said to be, or under a key that was retired; with keys.ErrInvalid when it has so many keys that Retire must
+// come first.
 func (k *Keyring) Reseal(ctx context.Context, rotation uint32, subjects []ResealSubject) ([]ResealedSubject, error) {
-	return nil, errNotBuilt
+	if _, err := k.current(); err != nil {
+		return nil, err
+	}
+	if err := checkItems(len(subjects)); err != nil {
+		return nil, err
+	}
+	out := make([]ResealedSubject, len(subjects))
+	places := make(map[uuid.UUID]int, len(subjects)) // of a subject in ids, which it is named in once
+	var ids []uuid.UUID
+	for i := range subjects {
+		s := &subjects[i]
+		if out[i].Err = checkReseal(s); out[i].Err != nil {
+			continue
+		}
+		if _, ok := places[s.Subject]; !ok {
+			places[s.Subject] = len(ids)
+			ids = append(ids, s.Subject)
+		}
+	}
+	renewed, err := k.rework(ctx, ids, addKey, func(r row) (uint32, bool, error) {
+		if r.rotation >= rotation {
+			return 0, false, nil
+		}
+		if r.keys >= maxBundleKeys {
+			return 0, false, fmt.Errorf("bundle has too many keys, retire the older ones first: %w", keys.ErrInvalid)
+		}
+		return rotation, true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := k.fill(ctx, ids, renewed); err != nil {
+		return nil, err
+	}
+	for i := range subjects {
+		if out[i].Err != nil {
+			continue
+		}
+		u := renewed[places[subjects[i].Subject]]
+		if out[i].Err = u.err; out[i].Err != nil {
+			continue
+		}
+		ciphertexts, err := k.resealItems(&subjects[i], u.bundle)
+		if err != nil {
+			out[i].Err = err
+			continue
+		}
+		out[i].Ref, out[i].Ciphertexts, out[i].Rotation = u.bundle.refBytes(), ciphertexts, u.bundle.rotation
+	}
+	return out, nil
 }
 
-// Retire drops all but the newest key of each subject whose bundle is of at least rotation. Nothing sealed under
-// a dropped key opens any more. Outcomes are in the order of subjects.
+// fill gets the bundles of those ids that have neither one in found nor an error.
+func (k *Keyring) fill(ctx context.Context, ids []uuid.UUID, found []unlocked) error {
+	var missing []int
+	var asked []uuid.UUID
+	for i := range found {
+		if found[i].bundle == nil && found[i].err == nil {
+			missing, asked = append(missing, i), append(asked, ids[i])
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	got, err := k.bundles(ctx, asked)
+	if err != nil {
+		return err
+	}
+	for n, i := range missing {
+		found[i] = got[n]
+	}
+	return nil
+}
+
+func checkReseal(s *ResealSubject) error {
+	if len(s.Items) > MaxReseal {
+		return fmt.Errorf("too many items of one subject: %w", keys.ErrInvalid)
+	}
+	for i := range s.Items {
+		it := &s.Items[i]
+		most := MaxValue
+		switch it.Kind {
+		case ItemField, ItemIndex:
+			if err := checkField(it.Collection, it.Field); err != nil {
+				return err
+			}
+			if it.Kind == ItemIndex {
+				most = MaxIndexValue
+			}
+		case ItemDetail:
+		default:
+			return fmt.Errorf("item %d is of an unknown kind: %w", i, keys.ErrInvalid)
+		}
+		if len(it.Ciphertext) == 0 || len(it.Ciphertext) > paddedLen(most)+cipherOverhead {
+			return fmt.Errorf("item %d is empty or too large: %w", i, keys.ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// resealItems seals what is not under the newest key of b again under it.
+func (k *Keyring) resealItems(s *ResealSubject, b *bundle) ([][]byte, error) {
+	out := make([][]byte, len(s.Items))
+	for i := range s.Items {
+		it := &s.Items[i]
+		if b.isNewest(it.Ciphertext) {
+			continue
+		}
+		var ad []byte
+		switch it.Kind {
+		case ItemField:
+			ad = fieldAD(k.cfg.Instance, s.Subject, it.Collection, it.Field, it.Version)
+		case ItemIndex:
+			ad = indexValueAD(k.cfg.Instance, s.Subject, &IndexValue{Collection: it.Collection, Field: it.Field, Normaliser: it.Normaliser})
+		case ItemDetail:
+			ad = detailAD(k.cfg.Instance, s.Subject)
+		}
+		value, err := b.open(it.Ciphertext, ad)
+		if err == nil {
+			out[i], err = b.seal(value, ad)
+			value.Wipe()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("item %d: %w", i, err)
+		}
+	}
+	return out, nil
+}
+
+// Retire drops all but the newest key of each subject whose bundle is of at least rotation, durably. Nothing sealed
+// under a dropped key opens any more, so everything must have been sealed again first. Outcomes are in the order of
+// subjects, each for itself: nil also when there was nothing to drop, keys.ErrInvalid for a bundle of an older
+// rotation, keys.ErrNoKey, keys.ErrDestroyed, or why it could not be done now.
 func (k *Keyring) Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error) {
-	return nil, errNotBuilt
+	if _, err := k.current(); err != nil {
+		return nil, err
+	}
+	if err := checkItems(len(subjects)); err != nil {
+		return nil, err
+	}
+	places := make(map[uuid.UUID]int, len(subjects))
+	var ids []uuid.UUID
+	for _, s := range subjects {
+		if _, ok := places[s]; !ok {
+			places[s] = len(ids)
+			ids = append(ids, s)
+		}
+	}
+	retired, err := k.rework(ctx, ids, keepNewest, func(r row) (uint32, bool, error) {
+		if r.rotation < rotation {
+			return 0, false, fmt.Errorf("bundle is of an older rotation: %w", keys.ErrInvalid)
+		}
+		return r.rotation, r.keys > 1, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]error, len(subjects))
+	for i, s := range subjects {
+		out[i] = retired[places[s]].err
+	}
+	return out, nil
 }
 
-// Reindex computes the tokens of sealed index values, under each index key in use.
-func (k *Keyring) Reindex(ctx context.Context, subjects []ReindexSubject) ([]ReindexedSubject, error) {
-	return nil, errNotBuilt
+// rework puts what edit makes of a bundle in its place, durably, for those of subjects whose row plan finds that
+// it is needed for; plan also gives the rotation that the new row names. Outcomes are in the order of subjects,
+// each once: the new bundle, an error, or neither where nothing was needed.
+//
+// Between reading a row and replacing it nothing is locked: the transaction writes only over the very row that was
+// read, else the round is begun again. After an error it may have been done; the repetition finds out.
+func (k *Keyring) rework(ctx context.Context, subjects []uuid.UUID, edit func(*keyset.Handle) (*keyset.Handle, error),
+	plan func(row) (rotation uint32, needed bool, err error)) ([]unlocked, error) {
+	out := make([]unlocked, len(subjects))
+	todo := make([]int, len(subjects))
+	for i := range todo {
+		todo[i] = i
+	}
+	for range maxRounds {
+		var again []int
+		for part := range slices.Chunk(todo, maxBatch) {
+			overtaken, err := k.reworkPart(ctx, subjects, part, out, edit, plan)
+			if err != nil {
+				return nil, err
+			}
+			again = append(again, overtaken...)
+		}
+		if todo = again; len(todo) == 0 {
+			return out, nil
+		}
+	}
+	for _, i := range todo {
+		out[i] = unlocked{err: fmt.Errorf("bundle keeps changing: %w", keys.ErrUnavailable)}
+	}
+	return out, nil
 }
 
-// Destroyed is what became of a bundle.
-type Destroyed struct {
-	Generation uint64 // of the key store, that the tombstone was written at
-	KEKVersion uint64 // that wrapped the bundle
-	Already    bool   // it was destroyed before
+// reworked is a bundle on its way through reworkPart.
+type reworked struct {
+	index    int // in the outcomes of rework
+	was      []byte
+	row      row
+	rotation uint32
+	bundle   *bundle
 }
 
-// DestroyRef destroys the bundle of subject like Destroy, if ref is the subject's reference; otherwise it fails
-// with keys.ErrProofRefused. A bundle that was destroyed before is not compared.
-func (k *Keyring) DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, reason string) (Destroyed, error) {
-	return Destroyed{}, errNotBuilt
+// reworkPart does one round for subjects[which...] and returns those of which whose rows changed meanwhile.
+func (k *Keyring) reworkPart(ctx context.Context, subjects []uuid.UUID, which []int, out []unlocked,
+	edit func(*keyset.Handle) (*keyset.Handle, error), plan func(row) (uint32, bool, error)) (again []int, err error) {
+	ids := make([]uuid.UUID, len(which))
+	for n, i := range which {
+		ids[n] = subjects[i]
+	}
+	found, err := k.lookup(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	var work []reworked
+	var items []KEKItem
+	for n, i := range which {
+		if found[n].err != nil {
+			k.cache.drop(ids[n])
+			out[i].err = found[n].err
+			continue
+		}
+		r, err := k.checkRow(found[n].row)
+		var rotation uint32
+		var needed bool
+		if err == nil {
+			rotation, needed, err = plan(r)
+		}
+		if out[i].err = err; err != nil || !needed {
+			continue
+		}
+		work = append(work, reworked{index: i, was: found[n].row, row: r, rotation: rotation})
+		items = append(items, KEKItem{bundleContext(k.cfg.Instance, ids[n]), r.wrapped})
+	}
+	if len(work) == 0 {
+		return nil, nil
+	}
+	results, err := k.unwraps.direct(ctx, items)
+	if err != nil {
+		return nil, err
+	}
+	edited := work[:0]
+	var owners []uuid.UUID
+	var serialised []Secret
+	for n, w := range work {
+		err := results[n].Err
+		var s Secret
+		if err == nil {
+			w.bundle, s, err = editBundle(results[n].Data, w.row.keys, edit)
+			results[n].Data.Wipe()
+		}
+		if err != nil {
+			out[w.index].err = err
+			continue
+		}
+		w.bundle.rotation = w.rotation
+		edited, owners, serialised = append(edited, w), append(owners, subjects[w.index]), append(serialised, s)
+	}
+	wrapped, err := k.wrapBundles(ctx, owners, serialised)
+	if err != nil {
+		return nil, err
+	}
+	ready := edited[:0]
+	var changes []rowChange
+	for n, w := range edited {
+		if err := wrapped[n].Err; err != nil {
+			out[w.index].err = err
+			continue
+		}
+		ready = append(ready, w)
+		changes = append(changes, rowChange{subject: subjects[w.index], was: w.was, wrapped: wrapped[n].Data,
+			rotation: w.rotation, keys: w.bundle.keys})
+	}
+	for n, o := range k.commitRows(ctx, changes) {
+		switch w := ready[n]; {
+		case isOf(o.err, errRowChanged), isOf(o.err, errBelowFloor):
+			again = append(again, w.index)
+		case o.err != nil:
+			out[w.index].err = o.err
+		default:
+			k.cache.replace(subjects[w.index], o.row, w.bundle)
+			out[w.index].bundle = w.bundle
+		}
+	}
+	return again, nil
 }

@@ -5,15 +5,10 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
-	"slices"
 
 	"github.com/google/uuid"
 	"github.com/prototypster/pdvault/keys"
-	"github.com/prototypster/pdvault/vault/kv"
 )
-
-// tokenSize is the length of a blind-index token.
-const tokenSize = 16
 
 func checkItems(n int) error {
 	if n > MaxItems {
@@ -51,7 +46,7 @@ func (k *Keyring) Seal(ctx context.Context, subjects []SealSubject) ([]SealedSub
 		}
 	}
 	if len(create) > 0 {
-		made, err := k.create(ctx, subjects, create, 0)
+		made, err := k.create(ctx, subjects, create)
 		if err != nil {
 			return nil, err
 		}
@@ -128,52 +123,6 @@ func checkField(collection, field string) error {
 	return checkName("field", field)
 }
 
-func checkIndex(v *IndexValue) error {
-	if err := checkField(v.Collection, v.Field); err != nil {
-		return err
-	}
-	if v.Value == "" || len(v.Value) > MaxIndexValue {
-		return fmt.Errorf("index value is empty or too long: %w", keys.ErrInvalid)
-	}
-	return nil
-}
-
-// checkSealedIndex accepts a sealed index value.
-func checkSealedIndex(v *IndexValue) error {
-	if err := checkField(v.Collection, v.Field); err != nil {
-		return err
-	}
-	if v.Value != "" || len(v.Sealed) == 0 || len(v.Sealed) > paddedLen(MaxIndexValue)+cipherOverhead {
-		return fmt.Errorf("index value is not a sealed one, or too long: %w", keys.ErrInvalid)
-	}
-	return nil
-}
-
-// indexField makes tokens of a field's index values, and seals the values under the bundle's newest key.
-func (k *Keyring) indexField(in *instance, subject uuid.UUID, values []IndexValue, b *bundle) ([]IndexedValue, error) {
-	out := make([]IndexedValue, len(values))
-	for i := range values {
-		v := values[i]
-		ad := indexValueAD(k.cfg.Instance, subject, &v)
-		var err error
-		if len(v.Sealed) > 0 {
-			var opened Secret
-			if opened, err = b.open(v.Sealed, ad); err != nil {
-				return nil, err
-			}
-			v.Value = string(opened)
-			opened.Wipe()
-		}
-		if out[i].Sealed, err = b.seal([]byte(v.Value), ad); err != nil {
-			return nil, err
-		}
-		if out[i].Tokens, err = in.indexTokens(&v); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
 func (k *Keyring) sealFields(in *instance, s *SealSubject, b *bundle) ([]SealedField, error) {
 	fields := make([]SealedField, len(s.Fields))
 	for i := range s.Fields {
@@ -202,8 +151,8 @@ func (k *Keyring) sealFields(in *instance, s *SealSubject, b *bundle) ([]SealedF
 }
 
 // create makes the bundles of subjects[which...]: one batch to the KEK, one durable transaction, shared
-// with whoever else creates at the time. A bundle that an epoch overtook on its way is made anew, in the next round.
-func (k *Keyring) create(ctx context.Context, subjects []SealSubject, which []int, round int) ([]unlocked, error) {
+// with whoever else creates at the time.
+func (k *Keyring) create(ctx context.Context, subjects []SealSubject, which []int) ([]unlocked, error) {
 	out := make([]unlocked, len(which))
 	ids := make([]uuid.UUID, len(which))
 	for n, i := range which {
@@ -215,7 +164,6 @@ func (k *Keyring) create(ctx context.Context, subjects []SealSubject, which []in
 		return nil, err
 	}
 	var fresh []int // indices into which
-	var jobs []*job
 	first := make(map[uuid.UUID]bool, len(ids))
 	for n := range which {
 		if !isOf(found[n].err, keys.ErrNoKey) || first[ids[n]] {
@@ -223,121 +171,63 @@ func (k *Keyring) create(ctx context.Context, subjects []SealSubject, which []in
 			continue
 		}
 		first[ids[n]] = true
+		fresh = append(fresh, n)
+	}
+	for range maxRounds {
+		if len(fresh) == 0 {
+			return out, nil
+		}
+		if fresh, err = k.createRound(ctx, ids, fresh, out); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range fresh {
+		out[n] = unlocked{err: fmt.Errorf("KEK wraps under a retired version: %w", keys.ErrUnavailable)}
+	}
+	return out, nil
+}
+
+// createRound makes the bundles of ids[fresh...] and returns those of fresh that an epoch overtook.
+func (k *Keyring) createRound(ctx context.Context, ids []uuid.UUID, fresh []int, out []unlocked) (again []int, err error) {
+	rotation := k.currentRotation()
+	made := make([]int, 0, len(fresh))
+	subjects := make([]uuid.UUID, 0, len(fresh))
+	serialised := make([]Secret, 0, len(fresh))
+	for _, n := range fresh {
 		b, clear, err := newBundle()
 		if err != nil {
 			out[n].err = fmt.Errorf("%w: %w", keys.ErrUnavailable, err)
 			continue
 		}
+		b.rotation = rotation
 		out[n].bundle = b
-		fresh = append(fresh, n)
-		jobs = append(jobs, &job{item: KEKItem{bundleContext(k.cfg.Instance, ids[n]), clear}})
+		made, subjects, serialised = append(made, n), append(subjects, ids[n]), append(serialised, clear)
 	}
-	if len(jobs) == 0 {
-		return out, nil
-	}
-	if _, err = k.wraps.submit(jobs); err != nil {
-		for _, j := range jobs {
-			j.item.Data.Wipe()
-		}
-		return nil, err
-	}
-	if err := k.wraps.wait(ctx, jobs); err != nil {
-		return nil, err
-	}
-	var news []newRow
-	size := 0
-	for m, n := range fresh {
-		switch wrapped := jobs[m].result; {
-		case wrapped.Err != nil:
-			out[n] = unlocked{err: wrapped.Err}
-		case len(wrapped.Data) > maxWrappedBytes:
-			out[n] = unlocked{err: fmt.Errorf("KEK gave too much: %w", keys.ErrUnavailable)}
-		default:
-			news = append(news, newRow{n, ids[n], wrapped.Data})
-			size = max(size, len(wrapped.Data))
-		}
-	}
-	// In parts that a transaction takes. Each part is durable or not as one.
-	part := max(1, min(maxCommitChanges, maxCommitBytes/max(size, 1)))
-	var low []int // indices into which
-	for part := range slices.Chunk(news, part) {
-		low = append(low, k.commitNew(ctx, part, out)...)
-	}
-	if len(low) == 0 {
-		return out, nil
-	}
-	again := make([]int, len(low))
-	for m, n := range low {
-		out[n] = unlocked{err: errOvertaken}
-		again[m] = which[n]
-	}
-	if round == maxRounds {
-		return out, nil
-	}
-	made, err := k.create(ctx, subjects, again, round+1)
+	wrapped, err := k.wrapBundles(ctx, subjects, serialised)
 	if err != nil {
 		return nil, err
 	}
-	for m, n := range low {
-		out[n] = made[m]
+	var changes []rowChange
+	var changed []int
+	for m, n := range made {
+		if err := wrapped[m].Err; err != nil {
+			out[n] = unlocked{err: err}
+			continue
+		}
+		changed = append(changed, n)
+		changes = append(changes, rowChange{subject: ids[n], wrapped: wrapped[m].Data, rotation: rotation, keys: 1})
 	}
-	return out, nil
-}
-
-// newRow is a bundle on its way into the key store.
-type newRow struct {
-	index   int // in the outcomes of create
-	subject uuid.UUID
-	wrapped []byte
-}
-
-// commitNew writes rows for the bundles in out that news names. It returns the indices in out of those that are
-// wrapped below the floor, which are not written.
-func (k *Keyring) commitNew(ctx context.Context, news []newRow, out []unlocked) (low []int) {
-	written := make([][]byte, len(news)) // nil: refused
-	under := make([]bool, len(news))     // below the floor
-	asked := make([][]byte, 0, 2*len(news))
-	size := 0
-	for _, r := range news {
-		asked = append(asked, keyBundle(r.subject), keyTombstone(r.subject))
-		size += len(r.wrapped)
-	}
-	err := k.writes.do(ctx, &change{items: len(news), bytes: size,
-		apply: func(w kv.Writer, generation uint64) (bool, error) {
-			floor, err := floorOf(w)
-			if err != nil {
-				return false, err
-			}
-			values, err := w.Get(asked...)
-			if err != nil {
-				return false, err
-			}
-			raised := false
-			for m, r := range news {
-				under[m] = k.below(r.wrapped, floor)
-				if written[m] = nil; values[2*m] != nil || values[2*m+1] != nil || under[m] {
-					continue
-				}
-				written[m] = row{generation: generation, keys: 1, kek: k.cfg.KEK.Name(), wrapped: r.wrapped}.encode()
-				w.Set(asked[2*m], written[m])
-				w.Set(keyNewest, r.subject[:])
-				raised = true
-			}
-			return raised, nil
-		}})
-	for m, r := range news {
-		switch {
-		case err != nil: // and written may still be in use, when ctx has ended
-			out[r.index] = unlocked{err: err}
-		case under[m]:
-			low = append(low, r.index)
-		case written[m] == nil:
-			out[r.index] = unlocked{err: keys.ErrKeyExists}
+	for m, o := range k.commitRows(ctx, changes) {
+		switch n := changed[m]; {
+		case isOf(o.err, errBelowFloor):
+			again = append(again, n)
+		case o.err != nil:
+			out[n] = unlocked{err: o.err}
 		default:
-			k.cache.put(r.subject, written[m], out[r.index].bundle)
+			k.cache.put(ids[n], o.row, out[n].bundle)
 		}
 	}
-	return low
+	return again, nil
 }
 
 // Prepare gives the references of subjects and seals details of access records. Outcomes are in the order
@@ -413,39 +303,6 @@ func (k *Keyring) Ref(ctx context.Context, subjects []uuid.UUID) ([]RefResult, e
 		}
 	}
 	return out, nil
-}
-
-// Index computes blind-index tokens, under each index key in use, in the order of values. It asks neither KEK
-// nor key store. One value over a limit fails the call.
-func (k *Keyring) Index(_ context.Context, values []IndexValue) ([][]IndexToken, error) {
-	in, err := k.current()
-	if err != nil {
-		return nil, err
-	}
-	if err := checkItems(len(values)); err != nil {
-		return nil, err
-	}
-	tokens := make([][]IndexToken, len(values))
-	for i := range values {
-		if err := checkIndex(&values[i]); err != nil {
-			return nil, err
-		}
-		if tokens[i], err = in.indexTokens(&values[i]); err != nil {
-			return nil, err
-		}
-	}
-	return tokens, nil
-}
-
-// indexTokens computes the tokens of a value, one under each index key in use.
-func (in *instance) indexTokens(v *IndexValue) ([]IndexToken, error) {
-	input := indexInput(v)
-	defer clear(input)
-	token, err := in.index.ComputePrimaryPRF(input, tokenSize)
-	if err != nil {
-		return nil, fmt.Errorf("computing an index token: %w", keys.ErrUnavailable)
-	}
-	return []IndexToken{{Key: 1, Token: token}}, nil
 }
 
 // Open decrypts fields. It checks no proof: the caller has done so. Outcomes are in the order of subjects,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/prototypster/pdvault/keys"
@@ -174,13 +175,21 @@ func (k *Keyring) unwrapped(j *job) {
 	if j.result.Err != nil {
 		return
 	}
-	b, err := parseBundle(j.result.Data)
+	r, err := decodeRow([]byte(j.key.row))
+	var b *bundle
+	if err == nil {
+		b, err = parseBundle(j.result.Data)
+	}
 	j.result.Data.Wipe()
 	j.result.Data = nil
+	if err == nil && b.keys != int(r.keys) {
+		err = errKeyCount
+	}
 	if err != nil {
 		j.result.Err = err
 		return
 	}
+	b.rotation = r.rotation
 	j.bundle = b
 	k.cache.put(j.key.subject, []byte(j.key.row), b)
 }
@@ -198,4 +207,135 @@ func (k *Keyring) checkRow(b []byte) (row, error) {
 		return row{}, fmt.Errorf("row is newer than its key store: %w: %w", keys.ErrUnavailable, kv.ErrIntegrity)
 	}
 	return r, nil
+}
+
+var (
+	errRowChanged = errors.New("keyring: row was changed meanwhile")
+	errBelowFloor = errors.New("keyring: wrapped under a version of the KEK that is being retired")
+)
+
+// rowChange is a row on its way into the key store: a subject's bundle, or a keyset of the instance.
+type rowChange struct {
+	subject  uuid.UUID
+	keyset   string // when set, it is that keyset's row and no subject's
+	was      []byte // the row that it replaces; nil: the subject must never have had one
+	wrapped  []byte
+	rotation uint32
+	keys     int
+}
+
+// rowOutcome is what became of a rowChange: the row as it is stored now, or why it is not.
+type rowOutcome struct {
+	row []byte
+	err error
+}
+
+// commitRows writes rows; all changes of bundles and keysets go through it. Outcomes are in the order of changes,
+// each for itself. A change is refused with errRowChanged when the row is not what it was, with errBelowFloor
+// when an epoch has begun that its wrap is too old for (the caller wraps again), with keys.ErrKeyExists when a
+// subject that is to be made has or had a bundle, and with keys.ErrDestroyed when the bundle was destroyed.
+func (k *Keyring) commitRows(ctx context.Context, changes []rowChange) []rowOutcome {
+	out := make([]rowOutcome, 0, len(changes))
+	size := 1
+	for i := range changes {
+		size = max(size, len(changes[i].wrapped))
+	}
+	// In parts that a transaction takes. Each part is durable or not as one.
+	for part := range slices.Chunk(changes, max(1, min(maxCommitChanges, maxCommitBytes/size))) {
+		out = append(out, k.commitPart(ctx, part)...)
+	}
+	return out
+}
+
+func (k *Keyring) commitPart(ctx context.Context, part []rowChange) []rowOutcome {
+	out := make([]rowOutcome, len(part))
+	asked := make([][]byte, 1, 1+2*len(part))
+	asked[0] = keyFloor
+	size := 0
+	for i := range part {
+		if c := &part[i]; c.keyset != "" {
+			asked = append(asked, keyKeyset(c.keyset), keyTombstone(uuid.Nil)) // which nobody has
+		} else {
+			asked = append(asked, keyBundle(c.subject), keyTombstone(c.subject))
+		}
+		size += len(part[i].wrapped)
+	}
+	err := k.writes.do(ctx, &change{items: len(part), bytes: size,
+		apply: func(w kv.Writer, generation uint64) (bool, error) {
+			values, err := w.Get(asked...)
+			if err != nil {
+				return false, err
+			}
+			floor, err := decodeFloor(values[0])
+			if err != nil {
+				return false, err
+			}
+			raised := false
+			for i := range part {
+				c := &part[i]
+				out[i] = rowOutcome{err: k.refusal(c, values[1+2*i], values[2+2*i], floor)}
+				if out[i].err != nil {
+					continue
+				}
+				out[i].row = row{generation, c.rotation, uint8(c.keys), k.cfg.KEK.Name(), c.wrapped}.encode()
+				w.Set(asked[1+2*i], out[i].row)
+				if c.keyset == "" {
+					w.Set(keyNewest, c.subject[:])
+				}
+				raised = true
+			}
+			return raised, nil
+		}})
+	if err != nil {
+		// The transaction may still be under way, when ctx has ended, and with it out.
+		out = make([]rowOutcome, len(part))
+		for i := range out {
+			out[i].err = err
+		}
+	}
+	return out
+}
+
+// refusal tells why c must not be written over current, nil if it may.
+func (k *Keyring) refusal(c *rowChange, current, tomb []byte, floor uint64) error {
+	switch {
+	case c.was == nil && (current != nil || tomb != nil):
+		return keys.ErrKeyExists
+	case tomb != nil:
+		return keys.ErrDestroyed
+	case c.was != nil && !bytes.Equal(current, c.was):
+		return errRowChanged
+	case floor == 0:
+		return nil
+	}
+	switch version, err := k.cfg.KEK.Version(c.wrapped); {
+	case err != nil:
+		return fmt.Errorf("KEK gave something of an unknown form: %w: %w", keys.ErrUnavailable, err)
+	case version < floor:
+		return errBelowFloor
+	}
+	return nil
+}
+
+// wrapBundles has the KEK wrap serialised bundles of subjects, in one batch, which takes them over and wipes them.
+// The error is for the call as a whole.
+func (k *Keyring) wrapBundles(ctx context.Context, subjects []uuid.UUID, bundles []Secret) ([]KEKResult, error) {
+	jobs := make([]*job, len(bundles))
+	for i := range bundles {
+		jobs[i] = &job{item: KEKItem{bundleContext(k.cfg.Instance, subjects[i]), bundles[i]}}
+	}
+	if _, err := k.wraps.submit(jobs); err != nil {
+		wipeAll(bundles)
+		return nil, err
+	}
+	if err := k.wraps.wait(ctx, jobs); err != nil {
+		return nil, err
+	}
+	out := make([]KEKResult, len(jobs))
+	for i := range jobs {
+		if out[i] = jobs[i].result; len(out[i].Data) > maxWrappedBytes {
+			out[i] = KEKResult{Err: fmt.Errorf("KEK gave too much: %w", keys.ErrUnavailable)}
+		}
+	}
+	return out, nil
 }

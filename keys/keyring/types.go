@@ -11,6 +11,7 @@ import (
 const (
 	MaxItems      = 10_000   // subjects, items or values in a call
 	MaxFields     = 1_000    // fields of one subject in a call
+	MaxReseal     = 10_000   // items of one subject to be sealed again in a call
 	MaxValue      = 64 << 10 // bytes in a field's value, a detail or a protected secret
 	MaxName       = 128      // bytes in the name of a collection, field, label or state, none may be empty
 	MaxIndexValue = 4 << 10  // bytes in a normalised value to be indexed
