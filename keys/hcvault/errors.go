@@ -89,3 +89,8 @@ func isOutage(err error) bool {
 	var answer *hcapi.ResponseError
 	return err != nil && !errors.As(err, &answer) && !errors.Is(err, context.Canceled)
 }
+
+// isOurs reports whether err is a sentinel already.
+func isOurs(err error) bool {
+	return errors.Is(err, keys.ErrUnavailable) || errors.Is(err, keys.ErrKEKMissing)
+}

@@ -3,8 +3,8 @@
 // they encrypt, and it is asked for batches, not for fields.
 //
 // The package is the one importer of HashiCorp's client. It must never use a token that may do more than
-// deploy/hcvault/sidecar.hcl allows, never create or change a transit key, and take nothing from the
-// environment.
+// deploy/hcvault/sidecar.hcl allows, or during an epoch, for rotating and retiring alone, a second one with
+// deploy/hcvault/epoch.hcl; never create a transit key, and take nothing from the environment.
 package hcvault
 
 import (
@@ -65,7 +65,16 @@ type Config struct {
 	SecretIDFile string // holds the secret id, or a wrapping token for it
 	Wrapped      bool   // SecretIDFile holds a wrapping token
 
+	Epoch Role // what rotates and retires versions of the key; zero: nothing does, and Epochs is nil
+
 	Logger *slog.Logger // nil means none
+}
+
+// Role is an AppRole besides the sidecar's own.
+type Role struct {
+	RoleID       string
+	SecretIDFile string // holds the secret id, or a wrapping token for it
+	Wrapped      bool   // SecretIDFile holds a wrapping token
 }
 
 var nameRE = regexp.MustCompile(`^[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*$`)
@@ -85,6 +94,12 @@ func (cfg Config) verified() (Config, error) {
 	}
 	if cfg.RoleID == "" || cfg.SecretIDFile == "" {
 		return refused("role id or file of the secret id is not set")
+	}
+	if (cfg.Epoch.RoleID == "") != (cfg.Epoch.SecretIDFile == "") || cfg.Epoch.Wrapped && cfg.Epoch.RoleID == "" {
+		return refused("role id or file of the secret id of the epoch is not set")
+	}
+	if cfg.Epoch.RoleID == cfg.RoleID || cfg.Epoch.SecretIDFile == cfg.SecretIDFile {
+		return refused("the epoch has no role of its own")
 	}
 	if !nameRE.MatchString(cfg.Mount) || !nameRE.MatchString(cfg.AppRoleMount) || !nameRE.MatchString(cfg.Key) || strings.Contains(cfg.Key, "/") {
 		return refused("name of a mount or of the key")
@@ -117,6 +132,7 @@ type KEK struct {
 	session   *session
 	breaker   *breaker
 	slots     chan struct{} // bounds requests at a time
+	epochs    *Epochs       // nil without a role for them
 	close     sync.Once
 }
 
@@ -147,7 +163,12 @@ func Open(ctx context.Context, cfg Config) (*KEK, error) {
 		return nil, err
 	}
 	k := &KEK{cfg: cfg, client: client, transport: transport, slots: make(chan struct{}, maxAtOnce)}
-	k.session = newSession(cfg, client, bare)
+	if cfg.Epoch != (Role{}) {
+		if k.epochs, err = newEpochs(k, limiter); err != nil {
+			return nil, err
+		}
+	}
+	k.session = newSession(cfg, client, bare, new(unwrapped))
 	k.breaker = newBreaker(cfg.Logger, k.probe)
 	if _, err := k.session.token(ctx, 0); err != nil {
 		_ = k.Close()
@@ -161,6 +182,9 @@ func Open(ctx context.Context, cfg Config) (*KEK, error) {
 func (k *KEK) Close() error {
 	k.close.Do(func() {
 		k.breaker.close()
+		if k.epochs != nil {
+			k.epochs.close()
+		}
 		k.session.close()
 		k.transport.CloseIdleConnections()
 	})

@@ -38,11 +38,14 @@ type session struct {
 
 	watchers sync.WaitGroup
 
-	secretID, wrappingToken string // what the wrapping token gave, owned by run
+	unwrapped *unwrapped // owned by run
 
 	mu    sync.Mutex // guards state
 	state sessionState
 }
+
+// unwrapped is what a wrapping token gave. It outlives a session, since the token cannot be used again.
+type unwrapped struct{ wrappingToken, secretID string }
 
 // sessionState is the outcome of the newest login.
 type sessionState struct {
@@ -53,8 +56,8 @@ type sessionState struct {
 	changed chan struct{} // closed when the state changes
 }
 
-func newSession(cfg Config, client, bare *hcapi.Client) *session {
-	s := &session{cfg: cfg, client: client, bare: bare, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+func newSession(cfg Config, client, bare *hcapi.Client, u *unwrapped) *session {
+	s := &session{cfg: cfg, client: client, bare: bare, wake: make(chan struct{}, 1), ended: make(chan struct{}), unwrapped: u}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.state.changed = make(chan struct{})
 	go s.run()
@@ -256,8 +259,8 @@ func (s *session) readSecretID(ctx context.Context) (string, error) {
 	if !s.cfg.Wrapped {
 		return text, nil
 	}
-	if text == s.wrappingToken {
-		return s.secretID, nil
+	if text == s.unwrapped.wrappingToken {
+		return s.unwrapped.secretID, nil
 	}
 	s.bare.SetToken(text)
 	secret, err := s.bare.Logical().WriteWithContext(ctx, "sys/wrapping/unwrap", nil)
@@ -276,7 +279,7 @@ func (s *session) readSecretID(ctx context.Context) (string, error) {
 	if !ok || id == "" {
 		return "", fmt.Errorf("unwrapping gave no secret id: %w", keys.ErrForbidden)
 	}
-	s.secretID, s.wrappingToken = id, text
+	*s.unwrapped = unwrapped{text, id}
 	return id, nil
 }
 

@@ -40,7 +40,7 @@ func (k *KEK) Unwrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KE
 
 // Rewrap implements keyring.KEK.
 func (k *KEK) Rewrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KEKResult, error) {
-	return nil, keys.ErrUnavailable
+	return k.batch(ctx, items, "rewrap")
 }
 
 // Version implements keyring.KEK: it is written in transit's text.
@@ -95,7 +95,7 @@ func (k *KEK) batch(ctx context.Context, items []keyring.KEKItem, op string) ([]
 		switch {
 		case len(item.Context) == 0 || op == "encrypt" && len(item.Data) == 0:
 			results[i].Err = fmt.Errorf("nothing to wrap, or no context: %w", keys.ErrInvalid)
-		case op == "decrypt" && !isCiphertext(item.Data):
+		case op != "encrypt" && !isCiphertext(item.Data):
 			results[i].Err = fmt.Errorf("wrapped data of an unknown format: %w", keys.ErrTampered)
 		default:
 			asked = append(asked, i)
@@ -190,7 +190,7 @@ func (k *KEK) request(ctx context.Context, items []keyring.KEKItem, which []int,
 		switch r := &a.Data.BatchResults[n]; {
 		case r.Error != "":
 			results[i].Err = meaning(r.Error)
-		case op == "encrypt" && isCiphertext([]byte(r.Ciphertext)):
+		case op != "decrypt" && isCiphertext([]byte(r.Ciphertext)):
 			results[i].Data = []byte(r.Ciphertext)
 		case op == "decrypt" && len(r.Plaintext) > 0:
 			results[i].Data = r.Plaintext
@@ -205,7 +205,7 @@ func (k *KEK) request(ctx context.Context, items []keyring.KEKItem, which []int,
 // be wiped, and not in strings.
 func encode(items []keyring.KEKItem, which []int, op string) []byte {
 	member, size := `{"plaintext":"`, 64
-	if op == "decrypt" {
+	if op != "encrypt" {
 		member = `{"ciphertext":"`
 	}
 	for _, i := range which {
@@ -217,7 +217,7 @@ func encode(items []keyring.KEKItem, which []int, op string) []byte {
 			b = append(b, ',')
 		}
 		b = append(b, member...)
-		if op == "decrypt" {
+		if op != "encrypt" {
 			b = append(b, items[i].Data...) // of isCiphertext's alphabet
 		} else {
 			b = base64.StdEncoding.AppendEncode(b, items[i].Data)

@@ -3,6 +3,7 @@ package keyring
 import (
 	"bytes"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,8 +14,9 @@ import (
 // entry is found only by who shows the very row that it was unwrapped from, just read from the key store;
 // so erasing or changing the row ends the entry at once, on every node, whatever the ttl.
 type cache struct {
-	ttl time.Duration
-	now func() time.Time
+	ttl  time.Duration
+	now  func() time.Time
+	used atomic.Uint64 // counts who asked or put something in, so that an epoch sees that it is not alone
 
 	mu  sync.Mutex // guards lru
 	lru *simplelru.LRU[uuid.UUID, cached]
@@ -22,6 +24,7 @@ type cache struct {
 
 type cached struct {
 	row     []byte
+	next    []byte // the same bundle, wrapped again; nil: it was not, since it is here
 	bundle  *bundle
 	expires time.Time
 }
@@ -36,13 +39,14 @@ func newCache(size int, ttl time.Duration, now func() time.Time) (*cache, error)
 
 // get returns the bundle of subject if it was unwrapped from row, else nil.
 func (c *cache) get(subject uuid.UUID, row []byte, now time.Time) *bundle {
+	c.used.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e, ok := c.lru.Get(subject)
 	if !ok {
 		return nil
 	}
-	if !now.Before(e.expires) || !bytes.Equal(e.row, row) {
+	if !now.Before(e.expires) || !bytes.Equal(e.row, row) && (e.next == nil || !bytes.Equal(e.next, row)) {
 		c.lru.Remove(subject)
 		return nil
 	}
@@ -51,9 +55,28 @@ func (c *cache) get(subject uuid.UUID, row []byte, now time.Time) *bundle {
 
 // put keeps b. It keeps row as well.
 func (c *cache) put(subject uuid.UUID, row []byte, b *bundle) {
+	c.used.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lru.Add(subject, cached{row, b, c.now().Add(c.ttl)})
+	c.lru.Add(subject, cached{row: row, bundle: b, expires: c.now().Add(c.ttl)})
+}
+
+// move lets a bundle that was unwrapped from row serve who shows next as well: the same bundle wrapped again, which
+// is about to take row's place. Until then nobody can show it. It keeps next, and does not prolong the entry.
+func (c *cache) move(subject uuid.UUID, row, next []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.lru.Peek(subject)
+	switch {
+	case !ok:
+		return
+	case e.next != nil && bytes.Equal(e.next, row):
+		e.row = row
+	case !bytes.Equal(e.row, row):
+		return
+	}
+	e.next = next
+	c.lru.Add(subject, e)
 }
 
 // replace is put for a subject that the cache holds; of others it keeps nothing, so that a rotation of everybody
@@ -62,7 +85,7 @@ func (c *cache) replace(subject uuid.UUID, row []byte, b *bundle) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lru.Contains(subject) {
-		c.lru.Add(subject, cached{row, b, c.now().Add(c.ttl)})
+		c.lru.Add(subject, cached{row: row, bundle: b, expires: c.now().Add(c.ttl)})
 	}
 }
 

@@ -31,15 +31,22 @@ type KEK interface {
 
 // Epochs is the part of a KEK that begins and ends versions of its key. It is used during an epoch only, and
 // may need more rights than the rest.
+//
+// Implementations run the suite test/conformance.Epochs. Errors are of the sentinels of package keys. Calls do
+// not overlap, but for Versions.
 type Epochs interface {
 	// Versions tells which versions there are.
 	Versions(ctx context.Context) (KEKVersions, error)
 	// Rotate makes a new newest version, if the newest is from, and returns the newest. So it may be called again
-	// after an error, which leaves open whether it was done.
+	// after an error, which leaves open whether it was done. When the newest is before from, the key was put
+	// back to an older state: that is keys.ErrKEKMissing.
 	Rotate(ctx context.Context, from uint64) (newest uint64, err error)
 	// Retire destroys every version before oldest, for good: nothing wrapped under one of them can be unwrapped
-	// or rewrapped any more, whatever copy of it there is. It may be called again.
+	// or rewrapped any more, whatever copy of it there is. It may be called again, and never brings a version
+	// back. The newest version cannot be destroyed: an oldest after it is keys.ErrInvalid.
 	Retire(ctx context.Context, oldest uint64) error
+	// End gives up the rights that the other methods took, if any. They take them again when they are called.
+	End(ctx context.Context)
 }
 
 // KEKVersions is the state of a KEK's key.

@@ -60,6 +60,16 @@ type Config struct {
 	CacheTTL  time.Duration // how long one is kept at most; 0 means 30 s, more than 300 s is refused
 	// KEKTimeout bounds one batch call to the KEK, whoever waits for it; 0 means 3 s.
 	KEKTimeout time.Duration
+	// Epochs begins and ends versions of the KEK; nil means that this keyring carries out no epochs. One that is under
+	// way when the keyring is opened goes on.
+	Epochs Epochs
+	// EpochInterval is the time between the end of an epoch and the begin of the next; 0 means only on demand, more than
+	// 30 days is refused. What was missed is made up for at the start.
+	EpochInterval time.Duration
+	// EpochPause is how many times as long as a batch took an epoch rests after it while others ask for keys; 0 means 4,
+	// so that they keep four fifths of the time.
+	EpochPause   int
+	InventoryAge time.Duration // how old a count of Inventory may be; 0 means 15 s
 	// WitnessOverlap is how long a witness key goes on signing when a newer one has taken its place; 0 means 14 days.
 	WitnessOverlap time.Duration
 	Now            func() time.Time // nil means time.Now
@@ -72,10 +82,12 @@ type Config struct {
 type Observer struct {
 	// Cache is told, for each call, how many bundles were served without the KEK and how many were not.
 	Cache func(hits, misses int)
-	// KEK is told of each batch call; op is "wrap" or "unwrap", err that of the whole call.
+	// KEK is told of each batch call; op is "wrap", "unwrap" or "rewrap", err that of the whole call.
 	KEK func(op string, items int, took time.Duration, err error)
 	// Commit is told of each transaction on the key store, which may carry the changes of several calls.
 	Commit func(changes int, took time.Duration, err error)
+	// Epoch is told of the progress of an epoch; err is what holds it up, nil when it goes on.
+	Epoch func(phase string, done, total int64, err error)
 }
 
 func (cfg Config) verified() (Config, error) {
@@ -103,6 +115,15 @@ func (cfg Config) verified() (Config, error) {
 	if cfg.CacheSize < 0 || cfg.CacheTTL < 0 || cfg.CacheTTL > maxCacheTTL || cfg.KEKTimeout < 0 || cfg.WitnessOverlap < 0 {
 		return cfg, fmt.Errorf("keyring: cache size, cache TTL, KEK timeout or witness overlap: %w", keys.ErrInvalid)
 	}
+	if cfg.EpochPause == 0 {
+		cfg.EpochPause = defaultEpochPause
+	}
+	if cfg.InventoryAge == 0 {
+		cfg.InventoryAge = defaultInventoryAge
+	}
+	if cfg.EpochInterval < 0 || cfg.EpochInterval > maxEpochInterval || cfg.EpochPause < 0 || cfg.InventoryAge < 0 {
+		return cfg, fmt.Errorf("keyring: epoch interval or pause, or age of the inventory: %w", keys.ErrInvalid)
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -121,8 +142,12 @@ type Keyring struct {
 	wraps      *batcher
 	unwraps    *batcher
 	writes     *committer
+	rotation   atomic.Uint32 // newest rotation of subjects' keys that is known
+	epochs     *epochs       // nil without Config.Epochs
 
-	stop   context.CancelFunc // ends the sweeper
+	inventories inventories
+
+	stop   context.CancelFunc // ends the sweeper and epochs
 	swept  chan struct{}      // closed when it has ended
 	closed atomic.Bool
 
@@ -205,12 +230,23 @@ func Open(ctx context.Context, cfg Config) (*Keyring, error) {
 	k.unwraps = newBatcher("unwrap", cfg.KEK.Unwrap)
 	k.unwraps.finish = k.unwrapped
 	k.writes = &committer{store: cfg.Store, observe: cfg.Observe.Commit, now: cfg.Now, seen: &k.generation}
+	k.inventories.turn = make(chan struct{}, 1)
+	if err := errors.Join(k.canary(ctx), k.endInterrupted(ctx)); err != nil {
+		k.wraps.close()
+		k.unwraps.close()
+		k.writes.close()
+		return nil, fmt.Errorf("opening a keyring: %w", err)
+	}
 	if err := k.dropWitness(ctx); err != nil { // they do not sign any more in any case; the sweeper tries again
 		cfg.Logger.Warn("a witness key whose time is over stays in the key store", "error", err)
 	}
-	sweeping, stop := context.WithCancel(context.Background())
+	running, stop := context.WithCancel(context.Background())
 	k.stop = stop
-	go k.sweep(sweeping)
+	go k.sweep(running)
+	if cfg.Epochs != nil {
+		k.epochs = newEpochs(k)
+		go k.epochs.run(running)
+	}
 	cfg.Logger.Info("keyring open", "instance", cfg.Instance, "sidecar", k.SidecarID(), "kek", cfg.KEK.Name(),
 		"generation", k.generation.Load())
 	return k, nil
@@ -240,7 +276,7 @@ func (k *Keyring) sweep(ctx context.Context) {
 	}
 }
 
-// Close waits for writes under way, ends calls to the KEK, and drops every key. What Go's and Tink's
+// Close waits for writes under way, ends calls to the KEK and leaves an epoch where it is, and drops every key. What Go's and Tink's
 // ciphers hold inside cannot be overwritten from here; it is left to the garbage collector.
 // A second Close returns nil. The key store is left open.
 func (k *Keyring) Close() error {
@@ -249,6 +285,9 @@ func (k *Keyring) Close() error {
 	}
 	k.stop()
 	<-k.swept
+	if k.epochs != nil {
+		<-k.epochs.ended
+	}
 	k.wraps.close()
 	k.unwraps.close()
 	k.writes.close()

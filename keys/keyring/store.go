@@ -149,6 +149,9 @@ func (k *Keyring) bundles(ctx context.Context, subjects []uuid.UUID) ([]unlocked
 		}
 		for n, i := range missing {
 			if err := jobs[n].result.Err; err != nil {
+				if isOf(err, keys.ErrKEKRetired) && round < maxRounds-1 {
+					continue // an epoch may have passed, and the row have been wrapped again: it is read once more
+				}
 				out[i] = unlocked{err: err}
 				continue
 			}
@@ -276,6 +279,9 @@ func (k *Keyring) commitPart(ctx context.Context, part []rowChange) []rowOutcome
 				}
 				out[i].row = row{generation, c.rotation, uint8(c.keys), k.cfg.KEK.Name(), c.wrapped}.encode()
 				w.Set(asked[1+2*i], out[i].row)
+				if c.keyset == "" {
+					w.Set(keyNewest, c.subject[:])
+				}
 				raised = true
 			}
 			return raised, nil

@@ -5,7 +5,7 @@
 // and a random nonce. The file holds one root key per generation; the newest wraps, all unwrap.
 //
 // Who holds the file and the key store holds all keys. The package must never write the file except in
-// Create.
+// Create, Rotate and Retire, each of which replaces it as a whole.
 package localkek
 
 import (
@@ -22,6 +22,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"github.com/go-json-experiment/json"
@@ -44,8 +45,8 @@ var (
 //
 //	{"format":"pdvault/root-key/v1","keys":[{"generation":1,"key":"3q2+7w...32 bytes in base64...="}]}
 //
-// Generations are positive and ascending. To rotate, append a generation; to retire one, remove it, once
-// nothing is wrapped under it.
+// Generations are positive and ascending. Rotate appends one; Retire removes those that nothing is wrapped
+// under any more.
 type rootFile struct {
 	Format string    `json:"format"`
 	Keys   []rootKey `json:"keys"`
@@ -77,11 +78,18 @@ const (
 
 // KEK wraps under the root keys of a file.
 type KEK struct {
+	path string
+	file sync.Mutex // held while the file is replaced
+
+	mu     sync.RWMutex // guards the rest
 	roots  map[uint32][]byte
 	newest uint32
 }
 
-var _ keyring.KEK = (*KEK)(nil)
+var (
+	_ keyring.KEK    = (*KEK)(nil)
+	_ keyring.Epochs = (*KEK)(nil)
+)
 
 // Create makes a root-key file with one generation. File and directory are synced before it returns, and
 // the file appears complete or not at all. It refuses a path that exists.
@@ -153,46 +161,69 @@ func encode(f rootFile) ([]byte, error) {
 // Open reads a root-key file. It refuses a symbolic link, another user's file, and one that anybody else
 // may read.
 func Open(path string) (*KEK, error) {
+	f, roots, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	_ = f.Close()
+	k := &KEK{path: path}
+	k.set(roots)
+	return k, nil
+}
+
+// read parses the file at path, and returns it open as well.
+func read(path string) (_ *os.File, _ []rootKey, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		if errors.Is(err, syscall.ELOOP) {
-			return nil, fmt.Errorf("%w: %s is a symbolic link", ErrFile, path)
+			return nil, nil, fmt.Errorf("%w: %s is a symbolic link", ErrFile, path)
 		}
-		return nil, fmt.Errorf("opening root-key file: %w", err)
+		return nil, nil, fmt.Errorf("opening root-key file: %w", err)
 	}
-	defer f.Close()
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+		}
+	}()
 	info, err := f.Stat() // of what is open, not of what the path names by now
 	if err != nil {
-		return nil, fmt.Errorf("opening root-key file: %w", err)
+		return nil, nil, fmt.Errorf("opening root-key file: %w", err)
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	switch mode := info.Mode(); {
 	case !mode.IsRegular():
-		return nil, fmt.Errorf("%w: %s is not a regular file", ErrFile, path)
+		return nil, nil, fmt.Errorf("%w: %s is not a regular file", ErrFile, path)
 	case mode != 0o600 && mode != 0o400:
-		return nil, fmt.Errorf("%w: mode of %s is %v, not 0600", ErrFile, path, mode)
+		return nil, nil, fmt.Errorf("%w: mode of %s is %v, not 0600", ErrFile, path, mode)
 	case !ok || int(stat.Uid) != os.Geteuid():
-		return nil, fmt.Errorf("%w: %s belongs to another user", ErrFile, path)
+		return nil, nil, fmt.Errorf("%w: %s belongs to another user", ErrFile, path)
 	}
 	text := make([]byte, maxFileSize+1)
 	n, err := io.ReadFull(f, text)
 	defer clear(text)
 	switch {
 	case err == nil:
-		return nil, fmt.Errorf("%w: %s is too large", ErrFile, path)
+		return nil, nil, fmt.Errorf("%w: %s is too large", ErrFile, path)
 	case !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("reading root-key file: %w", err)
+		return nil, nil, fmt.Errorf("reading root-key file: %w", err)
 	}
 	roots, err := decode(text[:n])
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrFile, path, err)
+		return nil, nil, fmt.Errorf("%w: %s: %w", ErrFile, path, err)
 	}
-	k := &KEK{roots: make(map[uint32][]byte, len(roots))}
+	return f, roots, nil
+}
+
+// set takes roots, which it keeps, for those of k.
+func (k *KEK) set(roots []rootKey) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	// Those before are not wiped: a call under way may still derive from one.
+	k.roots = make(map[uint32][]byte, len(roots))
 	for _, r := range roots {
 		k.roots[r.Generation] = r.Key
 		k.newest = r.Generation
 	}
-	return k, nil
 }
 
 // decode parses a root-key file strictly. Its errors hold nothing of the text.
@@ -223,7 +254,22 @@ func decode(text []byte) ([]rootKey, error) {
 func (k *KEK) Name() string { return Name }
 
 // Generation is the one that wraps.
-func (k *KEK) Generation() uint32 { return k.newest }
+func (k *KEK) Generation() uint32 {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.newest
+}
+
+// root returns the key of a generation, nil if there is none, and the newest generation. A generation of 0
+// stands for the newest.
+func (k *KEK) root(generation uint32) (root []byte, newest uint32) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if generation == 0 {
+		generation = k.newest
+	}
+	return k.roots[generation], k.newest
+}
 
 // Ready implements keyring.KEK.
 func (k *KEK) Ready(ctx context.Context) error {
@@ -254,12 +300,12 @@ func (k *KEK) Unwrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KE
 
 // Rewrap implements keyring.KEK.
 func (k *KEK) Rewrap(ctx context.Context, items []keyring.KEKItem) ([]keyring.KEKResult, error) {
-	return nil, keys.ErrUnavailable
+	return each(ctx, items, k.rewrap)
 }
 
 // Version implements keyring.KEK: the generation of the root key.
 func (k *KEK) Version(wrapped []byte) (uint64, error) {
-	if len(wrapped) <= overhead || wrapped[0] != wrapFormat {
+	if len(wrapped) <= overhead || wrapped[0] != wrapFormat || binary.BigEndian.Uint32(wrapped[1:]) == 0 {
 		return 0, fmt.Errorf("wrapped data of an unknown format: %w", keys.ErrTampered)
 	}
 	return uint64(binary.BigEndian.Uint32(wrapped[1:])), nil
@@ -297,13 +343,14 @@ func (k *KEK) wrap(item keyring.KEKItem) ([]byte, error) {
 	if len(item.Context) == 0 || len(item.Data) == 0 {
 		return nil, fmt.Errorf("nothing to wrap, or no context: %w", keys.ErrInvalid)
 	}
-	a, err := aead(k.roots[k.newest], item.Context)
+	root, newest := k.root(0)
+	a, err := aead(root, item.Context)
 	if err != nil {
 		return nil, fmt.Errorf("deriving a key: %w", keys.ErrUnavailable)
 	}
 	b := make([]byte, headerSize, overhead+len(item.Data))
 	b[0] = wrapFormat
-	binary.BigEndian.PutUint32(b[1:], k.newest)
+	binary.BigEndian.PutUint32(b[1:], newest)
 	return a.Seal(b, nil, item.Data, item.Context), nil
 }
 
@@ -315,12 +362,14 @@ func (k *KEK) unwrap(item keyring.KEKItem) ([]byte, error) {
 		return nil, fmt.Errorf("wrapped data of an unknown format: %w", keys.ErrTampered)
 	}
 	generation := binary.BigEndian.Uint32(item.Data[1:])
-	root := k.roots[generation]
-	if root == nil {
-		// A newer one than the file's newest means that the file is an old copy.
-		if generation > k.newest {
-			return nil, keys.ErrKEKMissing
-		}
+	root, newest := k.root(generation)
+	switch {
+	case generation == 0:
+		return nil, fmt.Errorf("wrapped data of an unknown format: %w", keys.ErrTampered)
+	case root != nil:
+	case generation > newest: // the file is an old copy
+		return nil, keys.ErrKEKMissing
+	default:
 		return nil, keys.ErrKEKRetired
 	}
 	a, err := aead(root, item.Context)
@@ -332,4 +381,13 @@ func (k *KEK) unwrap(item keyring.KEKItem) ([]byte, error) {
 		return nil, keys.ErrTampered
 	}
 	return out, nil
+}
+
+func (k *KEK) rewrap(item keyring.KEKItem) ([]byte, error) {
+	data, err := k.unwrap(item)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	return k.wrap(keyring.KEKItem{Context: item.Context, Data: data})
 }

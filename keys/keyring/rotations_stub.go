@@ -1,4 +1,0 @@
-package keyring
-
-// currentRotation is the newest rotation of subjects' keys.
-func (k *Keyring) currentRotation() uint32 { return 0 }
