@@ -279,7 +279,7 @@ func TestManyReadersAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if text := string(w.Stats.Text()); !strings.Contains(text, "pdkeys_opens_total 640\n") {
+	if text := string(w.Stats.Text(nil)); !strings.Contains(text, "pdkeys_opens_total 640\n") {
 		t.Errorf("opens do not match reads:\n%s", text)
 	}
 	// The prover was told about cosignatures, and they are good.
