@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,12 +39,26 @@ var _ interface {
 		Version           uint64
 		Plaintext, Carry  []byte
 		CarryVersion      uint64
-		IndexNormaliser   uint32
-		IndexValue        string
-		Indexed           bool
-	}) (ref []byte, sealed []struct{ Ciphertext, Token []byte }, err error)
+		Index             []struct {
+			Normaliser uint32
+			Value      string
+			Sealed     []byte
+		}
+	}) (ref []byte, sealed []struct {
+		Ciphertext []byte
+		Index      []struct {
+			Sealed []byte
+			Tokens []struct {
+				Key   uint32
+				Token []byte
+			}
+		}
+	}, err error)
 	Prepare(ctx context.Context, subject uuid.UUID, detail []byte) (ref, sealedDetail []byte, err error)
-	IndexToken(ctx context.Context, collection, field string, normaliser uint32, value string) ([]byte, error)
+	IndexTokens(ctx context.Context, collection, field string, normaliser uint32, value string) ([]struct {
+		Key   uint32
+		Token []byte
+	}, error)
 	Open(ctx context.Context, index int64, entry []byte, subject uuid.UUID, collection string, version uint64, fields []struct {
 		Field              string
 		Ciphertext, Expect []byte
@@ -114,18 +129,18 @@ func TestLifeOfARecord(t *testing.T) {
 	subject := uuid.New()
 	plain := []byte(`"anna@example.org"`)
 	ref, sealed, err := c.Seal(ctx, subject, true, []client.SealField{
-		{Collection: "profile", Field: "email", Version: 1, Plaintext: bytes.Clone(plain), Indexed: true, IndexNormaliser: 1, IndexValue: "anna@example.org"},
+		{Collection: "profile", Field: "email", Version: 1, Plaintext: bytes.Clone(plain), Index: []client.IndexValue{{Normaliser: 1, Value: "anna@example.org"}}},
 		{Collection: "profile", Field: "phone", Version: 1, Plaintext: []byte(`"1"`)},
 	})
-	if err != nil || len(ref) != 32 || len(sealed) != 2 || len(sealed[0].Token) != 16 || sealed[1].Token != nil {
+	if err != nil || len(ref) != 32 || len(sealed) != 2 || len(sealed[0].Index) != 1 || len(sealed[1].Index) != 0 {
 		t.Fatalf("Seal = %x, %v, %v", ref, sealed, err)
 	}
 	if _, _, err := c.Seal(ctx, subject, true, nil); !errors.Is(err, keys.ErrKeyExists) {
 		t.Errorf("Seal again = %v, want ErrKeyExists", err)
 	}
-	token, err := c.IndexToken(ctx, "profile", "email", 1, "anna@example.org")
-	if err != nil || !bytes.Equal(token, sealed[0].Token) {
-		t.Errorf("IndexToken = %x, %v, want %x", token, err, sealed[0].Token)
+	tokens, err := c.IndexTokens(ctx, "profile", "email", 1, "anna@example.org")
+	if err != nil || !reflect.DeepEqual(tokens, sealed[0].Index[0].Tokens) {
+		t.Errorf("IndexTokens = %v, %v, want %v", tokens, err, sealed[0].Index[0].Tokens)
 	}
 	again, detail, err := c.Prepare(ctx, subject, []byte("order 7"))
 	if err != nil || !bytes.Equal(again, ref) || len(detail) == 0 || bytes.Contains(detail, []byte("order")) {
@@ -205,7 +220,7 @@ func TestErrorsCrossTheWire(t *testing.T) {
 				return err
 			},
 			"Index": func() error {
-				_, err := c.IndexToken(ctx, "profile", "email", 1, "x")
+				_, err := c.IndexTokens(ctx, "profile", "email", 1, "x")
 				return err
 			},
 			"Open": func() error { return newRecord(w).read(ctx, w, c) },
@@ -235,12 +250,12 @@ func TestAPanicIsAnUnavailableService(t *testing.T) {
 		}
 		return nil
 	})
-	_, err := c.IndexToken(t.Context(), "profile", "email", 1, "x")
+	_, err := c.IndexTokens(t.Context(), "profile", "email", 1, "x")
 	if !errors.Is(err, keys.ErrUnavailable) || strings.Contains(err.Error(), "canary") {
-		t.Errorf("IndexToken = %v, want ErrUnavailable", err)
+		t.Errorf("IndexTokens = %v, want ErrUnavailable", err)
 	}
 	w.Ring.Before(nil)
-	if _, err := c.IndexToken(t.Context(), "profile", "email", 1, "x"); err != nil {
+	if _, err := c.IndexTokens(t.Context(), "profile", "email", 1, "x"); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -264,7 +279,7 @@ func TestManyReadersAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if text := string(w.Stats.Text()); !strings.Contains(text, "pdkeys_opens_total 640\n") {
+	if text := string(w.Stats.Text(nil)); !strings.Contains(text, "pdkeys_opens_total 640\n") {
 		t.Errorf("opens do not match reads:\n%s", text)
 	}
 	// The prover was told about cosignatures, and they are good.
@@ -452,7 +467,7 @@ func TestAHangingSidecarIsUnavailableWithinTheDeadline(t *testing.T) {
 	defer close(release)
 	for name, call := range map[string]func() error{
 		"Open":  func() error { return r.read(t.Context(), w, c) },
-		"Index": func() error { _, err := c.IndexToken(t.Context(), "profile", "email", 1, "x"); return err },
+		"Index": func() error { _, err := c.IndexTokens(t.Context(), "profile", "email", 1, "x"); return err },
 		"Seal":  func() error { _, _, err := c.Seal(t.Context(), uuid.New(), true, nil); return err },
 		"Status": func() error {
 			w.Clock.Advance(2 * time.Second) // so that the KEK is asked
@@ -493,7 +508,7 @@ func TestTheCallersContextIsObeyed(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 2)
 	go func() {
-		_, err := c.IndexToken(ctx, "profile", "email", 1, "x")
+		_, err := c.IndexTokens(ctx, "profile", "email", 1, "x")
 		done <- err
 	}()
 	go func() {
@@ -604,7 +619,7 @@ func (liar) Prepare(context.Context, *keyspb.PrepareRequest) (*keyspb.PrepareRes
 }
 
 func (liar) Index(context.Context, *keyspb.IndexRequest) (*keyspb.IndexResponse, error) {
-	return &keyspb.IndexResponse{Tokens: [][]byte{nil}}, nil
+	return &keyspb.IndexResponse{Values: []*keyspb.IndexTokens{nil}}, nil
 }
 
 func (liar) Open(_ context.Context, r *keyspb.OpenRequest) (*keyspb.OpenResponse, error) {
@@ -636,7 +651,7 @@ func TestEmptyAnswersAreNoAnswers(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"Seal":    func() error { _, _, err := c.Seal(ctx, uuid.New(), true, field); return err },
 		"Prepare": func() error { _, _, err := c.Prepare(ctx, uuid.New(), nil); return err },
-		"Index":   func() error { _, err := c.IndexToken(ctx, "profile", "email", 1, "x"); return err },
+		"Index":   func() error { _, err := c.IndexTokens(ctx, "profile", "email", 1, "x"); return err },
 		"Protect": func() error { _, err := c.Protect(ctx, "label", []byte("x")); return err },
 		"Witness": func() error { _, err := c.Witness(ctx); return err },
 		"Open": func() error {
@@ -685,10 +700,10 @@ func TestLimitsAreTheSidecars(t *testing.T) {
 			return seal(client.SealField{Collection: "x", Field: "y", Plaintext: []byte("1"), Carry: []byte("1")})
 		}},
 		{"empty index value", false, func() error {
-			return seal(client.SealField{Collection: "x", Field: "y", Plaintext: []byte("1"), Indexed: true})
+			return seal(client.SealField{Collection: "x", Field: "y", Plaintext: []byte("1"), Index: []client.IndexValue{{}}})
 		}},
-		{"longest index value", true, func() error { _, err := c.IndexToken(ctx, "x", "y", 1, name(sidecar.MaxIndexValue)); return err }},
-		{"index value too long", false, func() error { _, err := c.IndexToken(ctx, "x", "y", 1, name(sidecar.MaxIndexValue+1)); return err }},
+		{"longest index value", true, func() error { _, err := c.IndexTokens(ctx, "x", "y", 1, name(sidecar.MaxIndexValue)); return err }},
+		{"index value too long", false, func() error { _, err := c.IndexTokens(ctx, "x", "y", 1, name(sidecar.MaxIndexValue+1)); return err }},
 		{"most fields", true, func() error {
 			fields := make([]client.SealField, sidecar.MaxFields)
 			for i := range fields {
@@ -745,8 +760,8 @@ func TestAfterClose(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.IndexToken(t.Context(), "profile", "email", 1, "x"); !errors.Is(err, keys.ErrUnavailable) {
-		t.Errorf("IndexToken after Close = %v, want ErrUnavailable", err)
+	if _, err := c.IndexTokens(t.Context(), "profile", "email", 1, "x"); !errors.Is(err, keys.ErrUnavailable) {
+		t.Errorf("IndexTokens after Close = %v, want ErrUnavailable", err)
 	}
 }
 

@@ -29,6 +29,10 @@ const (
 	whyBeforeRestart = "before-restart" // record may have been served before this process began
 	whyMessage       = "bad-message"    // malformed or over a limit
 	whyNotSaved      = "not-saved"      // the checkpoint could not be kept
+	whyBudget        = "budget"         // caller, or all together, have opened enough
+	whyNotErased     = "not-erased"     // entry is not of an erasure
+	whySigners       = "signers"        // checkpoint lacks a signature that a change of ledger keys needs
+	whyNoBackup      = "no-backup"      // this sidecar makes none
 	whyInternal      = "internal"
 )
 
@@ -81,6 +85,12 @@ func whyOfCode(code keyspb.Code) string {
 		return whyMessage
 	case keyspb.Code_KEY_EXISTS:
 		return "key-exists"
+	case keyspb.Code_BUDGET:
+		return whyBudget
+	case keyspb.Code_JOB_RUNNING:
+		return "job-running"
+	case keyspb.Code_NO_JOB:
+		return "no-job"
 	default:
 		return whyInternal
 	}
@@ -100,6 +110,8 @@ func failure(code keyspb.Code, why string) error {
 		class = codes.InvalidArgument
 	case keyspb.Code_PROOF_REFUSED, keyspb.Code_REPLAYED:
 		class = codes.PermissionDenied
+	case keyspb.Code_BUDGET:
+		class = codes.ResourceExhausted
 	}
 	st := status.New(class, why)
 	if with, err := st.WithDetails(&keyspb.OpenedItem{Code: code, Why: why}); err == nil {

@@ -58,7 +58,7 @@ func FuzzSeal(f *testing.F) {
 	w := sidecartest.Bound(f)
 	id := uuid.New()
 	b, err := proto.Marshal(&keyspb.SealRequest{Subjects: []*keyspb.SealSubject{{Subject: id[:], Create: true, Fields: []*keyspb.SealField{
-		{Collection: "profile", Field: "email", Version: 1, Plaintext: []byte(`"x"`), Index: &keyspb.IndexValue{Collection: "profile", Field: "email", Value: "x"}},
+		{Collection: "profile", Field: "email", Version: 1, Plaintext: []byte(`"x"`), Index: []*keyspb.IndexValue{{Collection: "profile", Field: "email", Value: "x"}}},
 	}}}})
 	if err != nil {
 		f.Fatal(err)

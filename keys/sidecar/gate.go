@@ -27,12 +27,12 @@ func (s *Server) Open(ctx context.Context, req *keyspb.OpenRequest) (*keyspb.Ope
 		for i := range resp.Items {
 			resp.Items[i] = refusedItem(err)
 		}
-		cp, _, _ := s.witness.status()
+		cp, _ := s.witness.status()
 		resp.WitnessedSize = cp.Size
 	case seen.stale:
 		return &keyspb.OpenResponse{Stale: true, WitnessedSize: seen.size, Generation: s.ring.Generation()}, nil
 	default:
-		resp.WitnessedSize, resp.Cosignature = seen.size, seen.line
+		resp.WitnessedSize, resp.Cosignature = seen.size, seen.lines
 		s.openItems(ctx, seen.cp, req.Items, resp.Items)
 	}
 	resp.Generation = s.ring.Generation()
@@ -127,6 +127,9 @@ func (s *Server) admit(now time.Time, cp verify.Checkpoint, item *keyspb.OpenIte
 	if t, err := time.Parse(verify.TimeLayout, entry.Time); err != nil || t.Sub(now) > maxFuture {
 		return q, refuse(keys.ErrProofRefused, whyFuture)
 	}
+	if err := s.afford(now, entry, q.Ref); err != nil {
+		return q, err
+	}
 	switch why := s.served.claim(item.Index); why {
 	case "":
 	case whyBeforeRestart:
@@ -136,6 +139,24 @@ func (s *Server) admit(now time.Time, cp verify.Checkpoint, item *keyspb.OpenIte
 		return q, refuse(keys.ErrReplayed, why)
 	}
 	return q, nil
+}
+
+// afford counts one open in the budget of the caller that entry names, or refuses it. It comes before the record
+// is used up, so that the same record may be shown again while it is fresh.
+func (s *Server) afford(now time.Time, entry verify.Entry, ref []byte) error {
+	var caller string
+	if entry.Caller != nil {
+		caller = entry.Caller.ID
+	}
+	label, limit := s.budget.take(caller, ref)
+	if limit == "" {
+		return nil
+	}
+	s.cfg.Observer.BudgetRefused(label, limit)
+	if count, loud := s.alarm.ring(now); loud {
+		s.cfg.Logger.Error("budget of opens is used up", "caller", label, "limit", limit, "count", count)
+	}
+	return refuse(keys.ErrBudget, whyBudget)
 }
 
 // complete reports whether r is a whole answer to q: a value where one was asked for, none where not.

@@ -170,7 +170,7 @@ func TestAClientThatSkipsTheRecordGetsNoPlaintext(t *testing.T) {
 			if a.code == refused && (a.why == "checkpoint") != (len(resp.Cosignature) == 0) {
 				t.Errorf("cosignature of %d bytes beside %q", len(resp.Cosignature), a.why)
 			}
-			if text := string(w.Stats.Text()); !strings.Contains(text, `pdkeys_refused_total{why="`+a.why+`"} 1`) ||
+			if text := string(w.Stats.Text(nil)); !strings.Contains(text, `pdkeys_refused_total{why="`+a.why+`"} 1`) ||
 				!strings.Contains(text, "pdkeys_opens_total 0") {
 				t.Errorf("the refusal was not counted:\n%s", text)
 			}
@@ -391,7 +391,7 @@ func TestManyItemsEachForItself(t *testing.T) {
 		}
 		wantOpened(t, got, "email")
 	}
-	if text := string(w.Stats.Text()); !strings.Contains(text, "pdkeys_opens_total 40\n") || !strings.Contains(text, `{why="not-allowed"} 20`) {
+	if text := string(w.Stats.Text(nil)); !strings.Contains(text, "pdkeys_opens_total 40\n") || !strings.Contains(text, `{why="not-allowed"} 20`) {
 		t.Errorf("counters:\n%s", text)
 	}
 }

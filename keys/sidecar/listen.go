@@ -19,8 +19,10 @@ import (
 var ErrSocket = errors.New("sidecar: socket refused")
 
 const (
-	socketMode = 0o660
-	maxPath    = 107 // bytes in the path of a Unix socket
+	socketMode fs.FileMode = 0o660
+	adminMode  fs.FileMode = 0o600
+
+	maxPath = 107 // bytes in the path of a Unix socket
 )
 
 // SocketConfig says where the socket is and who may connect. Path must be set.
@@ -35,7 +37,9 @@ type SocketConfig struct {
 // Listen makes the socket and returns a listener that yields only connections of allowed users: the kernel
 // is asked who connects before a byte is read. A socket of ours that nobody listens on any more is
 // replaced; anything else at the path is left alone, and ErrSocket returned.
-func Listen(cfg SocketConfig) (net.Listener, error) {
+func Listen(cfg SocketConfig) (net.Listener, error) { return listen(cfg, socketMode) }
+
+func listen(cfg SocketConfig, mode fs.FileMode) (net.Listener, error) {
 	if !filepath.IsAbs(cfg.Path) || filepath.Clean(cfg.Path) != cfg.Path || len(cfg.Path) > maxPath {
 		return nil, fmt.Errorf("%w: path must be absolute, clean and at most %d bytes", ErrSocket, maxPath)
 	}
@@ -58,7 +62,7 @@ func Listen(cfg SocketConfig) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSocket, err)
 	}
-	if err := secure(cfg); err != nil {
+	if err := secure(cfg, mode); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return &guardedListener{UnixListener: l, cfg: cfg}, nil
@@ -111,13 +115,13 @@ func clearPath(path string) error {
 }
 
 // secure sets group and mode, and looks at the result.
-func secure(cfg SocketConfig) error {
+func secure(cfg SocketConfig, mode fs.FileMode) error {
 	if cfg.GroupID != nil {
 		if err := os.Lchown(cfg.Path, -1, *cfg.GroupID); err != nil {
 			return fmt.Errorf("%w: %w", ErrSocket, err)
 		}
 	}
-	if err := os.Chmod(cfg.Path, socketMode); err != nil {
+	if err := os.Chmod(cfg.Path, mode); err != nil {
 		return fmt.Errorf("%w: %w", ErrSocket, err)
 	}
 	info, err := os.Lstat(cfg.Path)
@@ -126,7 +130,7 @@ func secure(cfg SocketConfig) error {
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	switch {
-	case !ok, info.Mode().Type() != fs.ModeSocket, info.Mode().Perm() != socketMode, st.Uid != uint32(os.Getuid()):
+	case !ok, info.Mode().Type() != fs.ModeSocket, info.Mode().Perm() != mode, st.Uid != uint32(os.Getuid()):
 		return fmt.Errorf("%w: %s is not as it was made (%v)", ErrSocket, cfg.Path, info.Mode())
 	case cfg.GroupID != nil && strconv.FormatUint(uint64(st.Gid), 10) != strconv.Itoa(*cfg.GroupID):
 		return fmt.Errorf("%w: %s has another group", ErrSocket, cfg.Path)

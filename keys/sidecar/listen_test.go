@@ -224,7 +224,7 @@ func TestConnectionsOfOtherUsersAreClosedUnread(t *testing.T) {
 	default:
 	}
 	// The connection is closed first and counted then.
-	counted := func() bool { return strings.Contains(string(stats.Text()), "pdkeys_peers_refused_total 1\n") }
+	counted := func() bool { return strings.Contains(string(stats.Text(nil)), "pdkeys_peers_refused_total 1\n") }
 	for end := time.Now().Add(10 * time.Second); !counted(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the refusal was not counted")
@@ -328,7 +328,7 @@ func TestStatsFileIsReplacedAsAWhole(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		stats.Run(ctx, discardLogger(), path, time.Millisecond)
+		stats.Run(ctx, discardLogger(), path, time.Millisecond, nil)
 	}()
 	cancel()
 	<-done

@@ -18,12 +18,14 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"runtime/debug"
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
@@ -47,8 +49,20 @@ type Keyring interface {
 	SidecarID() string
 	KEKName() string
 	Ready(ctx context.Context) error
-	WitnessPublic() ed25519.PublicKey
-	WitnessSign(message []byte) ([]byte, error)
+	// WitnessKeys are the public keys that cosign now, the newest first; WitnessSignWith signs with the i-th.
+	WitnessKeys() []ed25519.PublicKey
+	WitnessSignWith(i int, message []byte) ([]byte, error)
+
+	// DestroyRef must give keys.ErrProofRefused for a subject whose reference is not ref.
+	DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, reason string) (keyring.Destroyed, error)
+	Reseal(ctx context.Context, rotation uint32, subjects []keyring.ResealSubject) ([]keyring.ResealedSubject, error)
+	Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error)
+	Reindex(ctx context.Context, subjects []keyring.ReindexSubject) ([]keyring.ReindexedSubject, error)
+
+	StartJob(ctx context.Context, scope string, subject uuid.UUID, by string) (keyring.Job, error)
+	Jobs(ctx context.Context) ([]keyring.Job, error)
+	AdvanceJob(ctx context.Context, id uuid.UUID, p keyring.Progress) (keyring.Job, error)
+	Inventory(ctx context.Context) (keyring.Inventory, error)
 
 	// LoadState returns nil when nothing was saved under name. SaveState is durable when it returns nil.
 	LoadState(ctx context.Context, name string) ([]byte, error)
@@ -62,6 +76,8 @@ type Observer interface {
 	Opened(records, fields int)    // handed out, or compared
 	Refused(why string, items int) // not opened, and why
 	PeerRefused()                  // a connection of a user who may not connect
+	// BudgetRefused is told whose budget did not allow an open: a caller's id, fit for a label, and the limit.
+	BudgetRefused(caller, limit string)
 }
 
 // Config is what a Server needs. Instance and Keyring must be set.
@@ -71,10 +87,17 @@ type Config struct {
 	Now      func() time.Time // nil means time.Now
 	Logger   *slog.Logger     // nil means none; never gets a value of a field, a key or a subject
 	Observer Observer         // may be nil
+	// Budget bounds what may be opened; the zero value means the defaults.
+	Budget Budget
+	// Backup writes an encrypted archive of the key store. Nil means that this sidecar makes none.
+	Backup func(ctx context.Context, w io.Writer) error
+	// TokenValid tells how long the sidecar's token at its KEK is valid yet. Nil means that there is none.
+	TokenValid func() time.Duration
 }
 
 const (
 	requestTimeout = 3 * time.Second       // of one call, whatever the client asks for
+	longTimeout    = 10 * time.Second      // of a call that works through many subjects, or the whole key store
 	probeTimeout   = time.Second           // of one check of the KEK
 	probeEvery     = time.Second           // at most one check of the KEK in this time
 	catchUp        = 50 * time.Millisecond // how long a proof waits for the one before it
@@ -94,6 +117,9 @@ type Server struct {
 	id      string
 	witness *witness
 	served  *served
+	budget  *budget
+	alarm   alarm // of the budget
+	count   inventory
 
 	probe struct {
 		sync.Mutex // held during a probe; guards the members below
@@ -119,7 +145,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Observer == nil {
 		cfg.Observer = discard{}
 	}
-	s := &Server{cfg: cfg, ring: cfg.Keyring, id: cfg.Keyring.SidecarID()}
+	var err error
+	if cfg.Budget, err = cfg.Budget.verified(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, ring: cfg.Keyring, id: cfg.Keyring.SidecarID(), budget: newBudget(cfg.Budget, cfg.Now)}
 	cosigner, err := newCosigner(witnessName(cfg.Instance, s.id), cfg.Keyring)
 	if err != nil {
 		return nil, fmt.Errorf("preparing witness key: %w", err)
@@ -135,6 +165,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 // gives running ones up to drain, and returns nil. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration) error {
 	g := s.grpcServer()
+	keyspb.RegisterSidecarServer(g, s)
+	return serve(ctx, g, l, drain)
+}
+
+func serve(ctx context.Context, g *grpc.Server, l net.Listener, drain time.Duration) error {
 	failed := make(chan error, 1)
 	go func() { failed <- g.Serve(l) }()
 	select {
@@ -161,7 +196,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration)
 }
 
 func (s *Server) grpcServer() *grpc.Server {
-	g := grpc.NewServer(
+	return grpc.NewServer(
 		grpc.Creds(insecure.NewCredentials()), // the listener has asked the kernel who connects
 		grpc.ForceServerCodecV2(wipingCodec{}),
 		grpc.ConnectionTimeout(handshake),
@@ -176,42 +211,79 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.guard),
+		grpc.StreamInterceptor(s.guardStream),
 	)
-	keyspb.RegisterSidecarServer(g, s)
-	return g
+}
+
+// longCalls may take longTimeout.
+var longCalls = map[string]bool{
+	keyspb.Sidecar_Reseal_FullMethodName:     true,
+	keyspb.Sidecar_Retire_FullMethodName:     true,
+	keyspb.Sidecar_Reindex_FullMethodName:    true,
+	keyspb.Sidecar_Inventory_FullMethodName:  true,
+	keyspb.Sidecar_StartJob_FullMethodName:   true,
+	keyspb.Sidecar_AdvanceJob_FullMethodName: true,
+	keyspb.Admin_Inventory_FullMethodName:    true,
+	keyspb.Admin_StartJob_FullMethodName:     true,
 }
 
 // guard bounds the time of each call and turns a panic into an answer that says nothing. The value of the
 // panic is not logged, since it may hold data; the stack is.
 func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	timeout := requestTimeout
+	if longCalls[info.FullMethod] {
+		timeout = longTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	defer func() {
 		if r := recover(); r != nil {
-			s.cfg.Logger.Error("call panicked", "call", info.FullMethod, "stack", string(debug.Stack()))
-			resp, err = nil, failure(keyspb.Code_UNAVAILABLE, whyInternal)
+			resp, err = nil, s.panicked(info.FullMethod)
 		}
 	}()
 	return handler(ctx, req)
 }
 
+// guardStream is guard for calls whose answer is a stream, which take as long as they take.
+func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = s.panicked(info.FullMethod)
+		}
+	}()
+	return handler(srv, stream)
+}
+
+func (s *Server) panicked(call string) error {
+	s.cfg.Logger.Error("call panicked", "call", call, "stack", string(debug.Stack()))
+	return failure(keyspb.Code_UNAVAILABLE, whyInternal)
+}
+
 // Status implements the call of this name.
 func (s *Server) Status(ctx context.Context, _ *keyspb.StatusRequest) (*keyspb.StatusResponse, error) {
 	state := s.kekState(ctx)
-	seen, origin, key := s.witness.status()
+	seen, bound := s.witness.status()
 	r := &keyspb.StatusResponse{
 		Instance:      s.cfg.Instance,
 		Sidecar:       s.id,
-		WitnessKey:    s.witness.cosigner.vkey,
+		WitnessKeys:   s.witness.cosigner.vkeys(),
 		Generation:    s.ring.Generation(),
-		Origin:        origin,
-		LedgerKey:     key,
+		Origin:        bound.origin,
+		LedgerKey:     bound.newest(),
+		LedgerKeys:    bound.texts(),
 		WitnessedSize: seen.Size,
 		Kek:           s.ring.KEKName(),
 		KekState:      state,
 	}
-	if origin != "" {
+	if len(r.WitnessKeys) > 0 {
+		r.WitnessKey = r.WitnessKeys[0]
+	}
+	if bound.origin != "" {
 		r.WitnessedRoot = seen.Root[:]
+	}
+	// A status that lacks the next epoch is of more use than none.
+	if in, err := s.inventory(ctx, statusAge); err == nil {
+		r.NextEpoch = unixMilli(in.NextEpoch)
 	}
 	return r, nil
 }
@@ -397,7 +469,7 @@ func (s *Server) Witness(ctx context.Context, req *keyspb.WitnessRequest) (*keys
 	if seen.stale {
 		return &keyspb.WitnessResponse{Stale: true, WitnessedSize: seen.size}, nil
 	}
-	return &keyspb.WitnessResponse{WitnessedSize: seen.size, Cosignature: seen.line}, nil
+	return &keyspb.WitnessResponse{WitnessedSize: seen.size, Cosignature: seen.lines}, nil
 }
 
 // refuse logs and counts a refused call, and returns its error for the wire.
@@ -413,3 +485,5 @@ type discard struct{}
 func (discard) Opened(int, int)     {}
 func (discard) Refused(string, int) {}
 func (discard) PeerRefused()        {}
+
+func (discard) BudgetRefused(string, string) {}

@@ -29,6 +29,7 @@ type Stats struct {
 	unwraps int64
 	kekFail int64
 	commits int64
+	budget  budgetRefusals
 }
 
 var _ Observer = (*Stats)(nil)
@@ -56,6 +57,13 @@ func (s *Stats) PeerRefused() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.peers++
+}
+
+// BudgetRefused counts opens that a budget did not allow.
+func (s *Stats) BudgetRefused(caller, limit string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.budget.add(caller, limit)
 }
 
 // Keyring returns hooks that count what a keyring does.
@@ -87,8 +95,8 @@ func (s *Stats) Keyring() keyring.Observer {
 	}
 }
 
-// Text returns the counters in the text format of Prometheus.
-func (s *Stats) Text() []byte {
+// Text returns the counters, and what gauges shows unless it is nil, in the text format of Prometheus.
+func (s *Stats) Text(gauges *Gauges) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var b bytes.Buffer
@@ -112,34 +120,43 @@ func (s *Stats) Text() []byte {
 	for _, why := range slices.Sorted(maps.Keys(s.refused)) {
 		fmt.Fprintf(&b, "pdkeys_refused_total{why=%q} %d\n", why, s.refused[why])
 	}
+	s.budget.write(&b)
+	if gauges != nil {
+		gauges.write(&b)
+	}
 	return b.Bytes()
 }
 
 // Run logs the counters at debug level, and writes them to path unless it is empty, every interval and once
-// more when ctx ends, which ends Run. The file is replaced as a whole, as the textfile collector of
-// node_exporter wants it; a failure to write it is logged and otherwise ignored.
-func (s *Stats) Run(ctx context.Context, log *slog.Logger, path string, interval time.Duration) {
+// more when ctx ends, which ends Run. Gauges, unless it is nil, is asked for what is beside the counters in the
+// file. The file is replaced as a whole, as the textfile collector of node_exporter wants it; a failure to
+// write it is logged and otherwise ignored.
+func (s *Stats) Run(ctx context.Context, log *slog.Logger, path string, interval time.Duration, gauges func(context.Context) *Gauges) {
 	t := time.NewTicker(interval)
 	defer t.Stop()
 	for {
 		select {
 		case <-t.C:
-			s.flush(log, path)
+			s.flush(ctx, log, path, gauges)
 		case <-ctx.Done():
-			s.flush(log, path)
+			s.flush(ctx, log, path, nil)
 			return
 		}
 	}
 }
 
-func (s *Stats) flush(log *slog.Logger, path string) {
+func (s *Stats) flush(ctx context.Context, log *slog.Logger, path string, gauges func(context.Context) *Gauges) {
 	s.mu.Lock()
 	log.Debug("counters", "opens", s.opens, "hits", s.hits, "misses", s.misses, "unwraps", s.unwraps, "kek_failures", s.kekFail)
 	s.mu.Unlock()
 	if path == "" {
 		return
 	}
-	if err := replaceFile(path, s.Text()); err != nil {
+	var g *Gauges
+	if gauges != nil {
+		g = gauges(ctx)
+	}
+	if err := replaceFile(path, s.Text(g)); err != nil {
 		log.Warn("metrics file not written", "error", err.Error())
 	}
 }

@@ -15,18 +15,19 @@ import (
 
 // Limits of a message. What is beyond them gets keys.ErrInvalid. The keyring's own limits hold too.
 const (
-	MaxMessage    = 32 << 20  // bytes in a message
-	MaxItems      = 4096      // subjects, items or values in a message
-	MaxFields     = 1000      // fields of one item
-	MaxName       = 128       // bytes in the name of a collection, a field, a label
-	MaxPlaintext  = 64 << 10  // bytes in a field's value
-	MaxCiphertext = 128 << 10 // bytes in a field's ciphertext
-	MaxDetail     = 64 << 10  // bytes in a detail of an access record
-	MaxIndexValue = 4 << 10   // bytes in a value to be indexed
-	MaxProtected  = 64 << 10  // bytes in a secret to be protected
-	MaxCheckpoint = 16 << 10  // bytes in a signed checkpoint
-	MaxProof      = 64        // hashes in a proof
-	MaxBinding    = 1024      // bytes in an origin or a ledger key
+	MaxMessage     = 32 << 20  // bytes in a message
+	MaxItems       = 4096      // subjects, items or values in a message
+	MaxFields      = 1000      // fields of one item
+	MaxName        = 128       // bytes in the name of a collection, a field, a label
+	MaxPlaintext   = 64 << 10  // bytes in a field's value
+	MaxCiphertext  = 128 << 10 // bytes in a field's ciphertext
+	MaxDetail      = 64 << 10  // bytes in a detail of an access record
+	MaxIndexValue  = 4 << 10   // bytes in a value to be indexed
+	MaxProtected   = 64 << 10  // bytes in a secret to be protected
+	MaxResealItems = 10_000    // ciphertexts to seal again, or index values to make tokens of, in a message
+	MaxCheckpoint  = 16 << 10  // bytes in a signed checkpoint
+	MaxProof       = 64        // hashes in a proof
+	MaxBinding     = 1024      // bytes in an origin or a ledger key
 )
 
 func invalid(what string) error {

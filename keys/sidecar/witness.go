@@ -1,15 +1,14 @@
 package sidecar
 
 import (
-	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/prototypster/pdvault/access/ledger/verify"
@@ -19,7 +18,7 @@ import (
 // The sidecar's memory of the ledger, kept with the keyring. Each value is lines of text, the first of
 // which names format and version:
 //
-//	bound:      pdvault/bound/v1 ⏎ <origin> ⏎ <note verifier key of the ledger> ⏎
+//	bound:      pdvault/bound/v2 ⏎ <origin> ⏎ <note verifier key of the ledger> ⏎ [<an older one> ⏎ …]
 //	witnessed:  pdvault/witnessed/v1 ⏎ <checkpoint body: origin, size, root>
 //
 // For example, witnessed:
@@ -32,7 +31,7 @@ const (
 	stateBound     = "sidecar/bound"
 	stateWitnessed = "sidecar/witnessed"
 
-	headBound     = "pdvault/bound/v1\n"
+	headBound     = "pdvault/bound/v2\n"
 	headWitnessed = "pdvault/witnessed/v1\n"
 )
 
@@ -45,10 +44,8 @@ type witness struct {
 	now      func() time.Time
 	cosigner *cosigner
 
-	mu       sync.Mutex    // guards all below
-	origin   string        // empty until bound
-	key      string        // the ledger's verifier key
-	verifier note.Verifier // made of key
+	mu    sync.Mutex // guards all below
+	bound binding    // zero until bound
 	// seen is the newest checkpoint that was found consistent. It runs ahead of saved, the size of the
 	// newest one that is durable, so that one write may serve many requests.
 	seen     verify.Checkpoint
@@ -59,11 +56,12 @@ type witness struct {
 	writes   int           // that have ended
 	writeErr error         // of the last one that has ended
 	moved    chan struct{} // closed, and made anew, when seen changed or a write ended
-	// signed is the checkpoint cosigned last, and its line.
-	signed     int64
-	signedLine []byte
+	// signed is the checkpoint cosigned last, its lines, and the keys that made them.
+	signed      int64
+	signedLines []byte
+	signedBy    []ed25519.PublicKey
 
-	bindMu sync.Mutex // held while a binding is saved; taken before mu
+	bindMu sync.Mutex // held while a binding is changed and saved; taken before mu
 }
 
 // outcome is what a request's checkpoint came to: stale, and then size is where to prove from; or witnessed
@@ -71,8 +69,8 @@ type witness struct {
 type outcome struct {
 	cp    verify.Checkpoint
 	stale bool
-	size  int64 // witnessed
-	line  []byte
+	size  int64  // witnessed
+	lines []byte // of the cosignature
 }
 
 func loadWitness(ctx context.Context, ring Keyring, c *cosigner, now func() time.Time) (*witness, error) {
@@ -91,36 +89,21 @@ func loadWitness(ctx context.Context, ring Keyring, c *cosigner, now func() time
 		}
 		return w, nil
 	}
-	if w.origin, w.key, w.verifier, err = parseBound(bound); err != nil {
+	if w.bound, err = parseBound(bound); err != nil {
 		return nil, err
 	}
 	if seen == nil {
-		w.seen = verify.EmptyCheckpoint(w.origin)
+		w.seen = verify.EmptyCheckpoint(w.bound.origin)
 		return w, nil
 	}
 	if w.seen, err = parseWitnessed(seen); err != nil {
 		return nil, err
 	}
-	if w.seen.Origin != w.origin {
+	if w.seen.Origin != w.bound.origin {
 		return nil, fmt.Errorf("%w: the checkpoint is of another ledger", ErrState)
 	}
 	w.saved = w.seen.Size
 	return w, nil
-}
-
-func formatBound(origin, key string) []byte { return []byte(headBound + origin + "\n" + key + "\n") }
-
-func parseBound(b []byte) (origin, key string, v note.Verifier, err error) {
-	rest, ok := strings.CutPrefix(string(b), headBound)
-	lines := strings.Split(rest, "\n")
-	if !ok || len(lines) != 3 || lines[2] != "" {
-		return "", "", nil, fmt.Errorf("%w: binding", ErrState)
-	}
-	v, err = ledgerVerifier(lines[0], lines[1])
-	if err != nil {
-		return "", "", nil, fmt.Errorf("%w: binding", ErrState)
-	}
-	return lines[0], lines[1], v, nil
 }
 
 func formatWitnessed(cp verify.Checkpoint) []byte {
@@ -139,22 +122,6 @@ func parseWitnessed(b []byte) (verify.Checkpoint, error) {
 	return cp, nil
 }
 
-// ledgerVerifier checks that origin and key are those of a ledger: C2SP names the key after the origin.
-func ledgerVerifier(origin, key string) (note.Verifier, error) {
-	if len(origin) > MaxBinding || len(key) > MaxBinding {
-		return nil, invalid("binding")
-	}
-	empty := verify.EmptyCheckpoint(origin)
-	if cp, err := verify.ParseCheckpoint(empty.Format()); err != nil || cp != empty {
-		return nil, invalid("origin")
-	}
-	v, err := note.NewVerifier(key)
-	if err != nil || v.Name() != origin {
-		return nil, invalid("ledger key")
-	}
-	return v, nil
-}
-
 // size is that of the newest durable checkpoint.
 func (w *witness) size() int64 {
 	w.mu.Lock()
@@ -162,44 +129,10 @@ func (w *witness) size() int64 {
 	return w.saved
 }
 
-func (w *witness) status() (seen verify.Checkpoint, origin, key string) {
+func (w *witness) status() (seen verify.Checkpoint, bound binding) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.seen, w.origin, w.key
-}
-
-// bind pins the ledger, durably, or checks that it is the one pinned.
-func (w *witness) bind(ctx context.Context, origin, key string) error {
-	v, err := ledgerVerifier(origin, key)
-	if err != nil {
-		return err
-	}
-	w.bindMu.Lock()
-	defer w.bindMu.Unlock()
-	_, boundOrigin, boundKey := w.status()
-	switch {
-	case boundOrigin == origin && boundKey == key:
-		return nil
-	case boundOrigin != "":
-		return refuse(keys.ErrProofRefused, whyOtherLedger)
-	}
-	// A save that failed before may have been kept all the same, so the store is asked and not our memory.
-	ctx = context.WithoutCancel(ctx) // saves must not overlap, so this one is awaited
-	kept, err := w.ring.LoadState(ctx, stateBound)
-	if err != nil {
-		return fmt.Errorf("loading the ledger's binding: %w", err)
-	}
-	if kept != nil && !bytes.Equal(kept, formatBound(origin, key)) {
-		return refuse(keys.ErrProofRefused, whyOtherLedger)
-	}
-	if err := w.ring.SaveState(ctx, stateBound, formatBound(origin, key)); err != nil {
-		return fmt.Errorf("saving the ledger's binding: %w", err)
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.origin, w.key, w.verifier = origin, key, v
-	w.seen = verify.EmptyCheckpoint(origin)
-	return nil
+	return w.seen, w.bound
 }
 
 // advance checks a signed checkpoint and brings the witness up to it: signature, consistency with what was
@@ -215,13 +148,11 @@ func (w *witness) advance(ctx context.Context, signed []byte, from int64, proof 
 	if err != nil {
 		return outcome{}, err
 	}
-	w.mu.Lock()
-	origin, verifier := w.origin, w.verifier
-	w.mu.Unlock()
-	if verifier == nil {
+	_, bound := w.status()
+	if bound.origin == "" {
 		return outcome{}, refuse(keys.ErrProofRefused, whyNotBound)
 	}
-	cp, _, err := verify.OpenCheckpoint(signed, origin, verifier)
+	cp, err := bound.open(signed)
 	if err != nil {
 		return outcome{}, refuse(keys.ErrProofRefused, whyCheckpoint)
 	}
@@ -240,11 +171,11 @@ func (w *witness) advance(ctx context.Context, signed []byte, from int64, proof 
 	if at.IsZero() {
 		return outcome{cp: cp, size: cp.Size}, nil // a witness does not sign what is behind what it has seen
 	}
-	line, err := w.cosign(cp, at)
+	lines, err := w.cosign(cp, at)
 	if err != nil {
 		return outcome{}, fmt.Errorf("%w: %w", err, keys.ErrUnavailable)
 	}
-	return outcome{cp: cp, size: cp.Size, line: line}, nil
+	return outcome{cp: cp, size: cp.Size, lines: lines}, nil
 }
 
 // maxRecent is how many checkpoints back a request may be and still need no new proof.
@@ -360,23 +291,24 @@ func (w *witness) write(ctx context.Context, cp verify.Checkpoint) {
 
 // cosign returns the cosignature of cp, which was the newest checkpoint seen at the given time.
 func (w *witness) cosign(cp verify.Checkpoint, at time.Time) ([]byte, error) {
+	now := w.ring.WitnessKeys()
 	w.mu.Lock()
-	if w.signedLine != nil && w.signed == cp.Size {
-		line := w.signedLine
+	if w.signedLines != nil && w.signed == cp.Size && sameKeys(w.signedBy, now) {
+		lines := w.signedLines
 		w.mu.Unlock()
-		return line, nil
+		return lines, nil
 	}
 	w.mu.Unlock()
-	line, err := w.cosigner.line(cp, at)
+	lines, by, err := w.cosigner.lines(cp, at)
 	if err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if cp.Size >= w.signed {
-		w.signed, w.signedLine = cp.Size, line
+		w.signed, w.signedLines, w.signedBy = cp.Size, lines, by
 	}
-	return line, nil
+	return lines, nil
 }
 
 func (w *witness) changedLocked() {

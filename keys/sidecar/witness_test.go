@@ -246,7 +246,7 @@ func TestABindingThatWasKeptThoughItFailedHolds(t *testing.T) {
 	w := sidecartest.New(t)
 	other := sidecartest.NewLog(t, sidecartest.Origin)
 	// Kept, but the answer was lost.
-	if err := w.Ring.Keyring.SaveState(t.Context(), "sidecar/bound", []byte("pdvault/bound/v1\n"+w.Log.Origin+"\n"+w.Log.Key+"\n")); err != nil {
+	if err := w.Ring.Keyring.SaveState(t.Context(), "sidecar/bound", []byte("pdvault/bound/v2\n"+w.Log.Origin+"\n"+w.Log.Key+"\n")); err != nil {
 		t.Fatal(err)
 	}
 	_, err := w.Server.Bind(t.Context(), &keyspb.BindRequest{Origin: other.Origin, LedgerKey: other.Key})
@@ -258,7 +258,7 @@ func TestABindingThatWasKeptThoughItFailedHolds(t *testing.T) {
 
 func TestDamagedStateIsRefused(t *testing.T) {
 	bound := func(w *sidecartest.World) string {
-		return "pdvault/bound/v1\n" + w.Log.Origin + "\n" + w.Log.Key + "\n"
+		return "pdvault/bound/v2\n" + w.Log.Origin + "\n" + w.Log.Key + "\n"
 	}
 	for name, state := range map[string]func(w *sidecartest.World) (bound, witnessed string){
 		"binding of another format": func(w *sidecartest.World) (string, string) { return "pdvault/bound/v2\n", "" },

@@ -1,0 +1,185 @@
+package sidecar
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/keys/keyring"
+	"github.com/prototypster/pdvault/keys/keyspb"
+)
+
+// scopes are those of rotations that can be started.
+var scopes = []string{
+	keyring.ScopeKEK, keyring.ScopeSubject, keyring.ScopeAllSubjects, keyring.ScopeIndex, keyring.ScopeToken,
+	keyring.ScopeLedger, keyring.ScopeWitness,
+}
+
+// StartJob implements the call of this name.
+func (s *Server) StartJob(ctx context.Context, req *keyspb.StartJobRequest) (*keyspb.JobResponse, error) {
+	subject, err := startJob(req)
+	if err != nil {
+		return nil, failure(keys.CodeOf(err), whyMessage)
+	}
+	job, err := s.ring.StartJob(ctx, req.Scope, subject, req.By)
+	if err != nil {
+		return nil, s.refuse("StartJob", err)
+	}
+	s.cfg.Logger.Info("rotation started", "id", job.ID.String(), "scope", job.Scope)
+	return s.jobResponse(job)
+}
+
+// Jobs implements the call of this name.
+func (s *Server) Jobs(ctx context.Context, _ *keyspb.JobsRequest) (*keyspb.JobsResponse, error) {
+	jobs, err := s.ring.Jobs(ctx)
+	if err != nil {
+		return nil, failure(keys.CodeOf(err), "")
+	}
+	resp := &keyspb.JobsResponse{Jobs: make([]*keyspb.Job, len(jobs))}
+	for i, job := range jobs {
+		if resp.Jobs[i], err = s.job(job); err != nil {
+			return nil, failure(keys.CodeOf(err), whyInternal)
+		}
+	}
+	return resp, nil
+}
+
+// AdvanceJob implements the call of this name.
+func (s *Server) AdvanceJob(ctx context.Context, req *keyspb.AdvanceJobRequest) (*keyspb.JobResponse, error) {
+	id, p, err := advanceJob(req)
+	if err != nil {
+		return nil, failure(keys.CodeOf(err), whyMessage)
+	}
+	job, err := s.ring.AdvanceJob(ctx, id, p)
+	if err != nil {
+		return nil, s.refuse("AdvanceJob", err)
+	}
+	if p.Finish || p.Failure != "" {
+		s.cfg.Logger.Info("rotation ended", "id", job.ID.String(), "scope", job.Scope, "state", job.State)
+	}
+	return s.jobResponse(job)
+}
+
+func (s *Server) jobResponse(job keyring.Job) (*keyspb.JobResponse, error) {
+	s.recount()
+	p, err := s.job(job)
+	if err != nil {
+		return nil, failure(keys.CodeOf(err), whyInternal)
+	}
+	return &keyspb.JobResponse{Job: p}, nil
+}
+
+// job is a job as it is told, with evidence when it is done.
+func (s *Server) job(job keyring.Job) (*keyspb.Job, error) {
+	p := &keyspb.Job{
+		Id: job.ID.String(), Scope: job.Scope, By: job.By, State: job.State, Phase: job.Phase, Done: job.Done, Total: job.Total,
+		Started: unixMilli(job.Started), Updated: unixMilli(job.Updated), Finished: unixMilli(job.Finished),
+		Target: job.Target, Failure: job.Failure, Recorded: job.Recorded,
+	}
+	if job.Subject != uuid.Nil {
+		p.Subject = job.Subject[:]
+	}
+	if job.State != keyring.JobDone {
+		return p, nil
+	}
+	evidence, err := s.evidence(job)
+	if err != nil {
+		return nil, err
+	}
+	p.Evidence = string(evidence)
+	return p, nil
+}
+
+// evidence signs with the newest witness key that nothing is left on older versions than the job's target. The
+// keyring has verified it before it called the job done.
+func (s *Server) evidence(job keyring.Job) ([]byte, error) {
+	e := verify.KeyEvidence{
+		Instance: s.cfg.Instance, Sidecar: s.id, Job: job.ID.String(), Scope: job.Scope,
+		Target: job.Target, Total: job.Total, Started: job.Started, Finished: job.Finished,
+	}
+	text, err := verify.FormatEvidence(e)
+	if err != nil {
+		return nil, err
+	}
+	sigs, by, err := s.witness.cosigner.sign(text, 1)
+	if err != nil {
+		return nil, err
+	}
+	// The note is made of the very text that was signed, by the key that has signed it.
+	return verify.SignEvidence(e, s.witness.cosigner.vkey(by[0]), func([]byte) ([]byte, error) { return sigs[0], nil })
+}
+
+func startJob(p *keyspb.StartJobRequest) (uuid.UUID, error) {
+	if !slices.Contains(scopes, p.Scope) || !isName(p.By) {
+		return uuid.Nil, invalid("rotation")
+	}
+	if p.Scope == keyring.ScopeSubject {
+		return subjectID(p.Subject)
+	}
+	if len(p.Subject) > 0 {
+		return uuid.Nil, invalid("a subject where none belongs")
+	}
+	return uuid.Nil, nil
+}
+
+func advanceJob(p *keyspb.AdvanceJobRequest) (uuid.UUID, keyring.Progress, error) {
+	id, err := uuid.Parse(p.Id)
+	switch {
+	case err != nil, id.String() != p.Id:
+		return uuid.Nil, keyring.Progress{}, invalid("job")
+	case p.Phase != "" && !isCode(p.Phase), p.Failure != "" && !isCode(p.Failure), p.Finish && p.Failure != "":
+		return uuid.Nil, keyring.Progress{}, invalid("phase or outcome")
+	case p.Done < 0, p.Total < 0, p.Total > 0 && p.Done > p.Total, p.Recorded < -1, p.Recorded > verify.MaxLogSize:
+		return uuid.Nil, keyring.Progress{}, invalid("count")
+	}
+	return id, keyring.Progress{
+		Phase: p.Phase, Done: p.Done, Total: p.Total, Finish: p.Finish, Failure: p.Failure, Recorded: p.Recorded,
+	}, nil
+}
+
+// isCode reports whether s is a word as reasons and phases are.
+func isCode(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '.' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxCode
+}
+
+const maxCode = 64
+
+// deadBy is when the epoch is due that kills every older copy of a bundle which the KEK has wrapped at version.
+// It errs on the late side: an epoch that is overdue, and one under way that this bundle has passed already,
+// are followed by another.
+func (s *Server) deadBy(in keyring.Inventory, jobs []keyring.Job, version uint64) int64 {
+	if in.NextEpoch.IsZero() {
+		return 0
+	}
+	due := in.NextEpoch
+	later := s.cfg.Now().Add(in.EpochInterval)
+	passed := slices.ContainsFunc(jobs, func(j keyring.Job) bool {
+		return j.Scope == keyring.ScopeKEK && j.State == keyring.JobRunning && version >= j.Target
+	})
+	if due.Before(s.cfg.Now()) || passed && due.Before(later) {
+		due = later
+	}
+	return due.UnixMilli()
+}
+
+// epochPlan is what deadBy needs, asked for before anything is destroyed.
+func (s *Server) epochPlan(ctx context.Context) (keyring.Inventory, []keyring.Job, error) {
+	in, err := s.inventory(ctx, statusAge)
+	if err != nil {
+		return keyring.Inventory{}, nil, fmt.Errorf("looking for the next epoch: %w", err)
+	}
+	jobs, err := s.ring.Jobs(ctx)
+	if err != nil {
+		return keyring.Inventory{}, nil, fmt.Errorf("looking for the next epoch: %w", err)
+	}
+	return in, jobs, nil
+}
