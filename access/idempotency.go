@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -20,21 +21,31 @@ const idempotencyTTL = 24 * time.Hour
 // outcome is what a POST with an idempotency key did. It refers to the result and holds no plaintext.
 //
 // Stored as JSON under 'i' ‖ SHA-256(caller ‖ 0 ‖ route ‖ 0 ‖ key), in the transaction of the effect.
+//
+// The fingerprint of the body is kept under each index key in use. When every one of them has been dropped since, what
+// was asked for then cannot be compared with what is asked for now: the key is refused like one that comes with another
+// request, for neither a second effect nor the outcome of another request may come of it.
 type outcome struct {
-	Fingerprint string    `json:"f"` // hex PRF, by the sidecar, of the SHA-256 of the body
-	Subject     uuid.UUID `json:"s"`
-	Consent     uuid.UUID `json:"c,omitzero"`
-	Version     uint64    `json:"v,omitzero"`
-	Entry       int64     `json:"e"`
-	At          time.Time `json:"t"`
+	Fingerprints []fingerprint `json:"f"`
+	Subject      uuid.UUID     `json:"s"`
+	Consent      uuid.UUID     `json:"c,omitzero"`
+	Version      uint64        `json:"v,omitzero"`
+	Entry        int64         `json:"e"`
+	At           time.Time     `json:"t"`
+}
+
+// fingerprint is a PRF, by the sidecar, of the SHA-256 of a body.
+type fingerprint struct {
+	Key uint32 `json:"k"` // version of the index key
+	PRF string `json:"p"` // hex
 }
 
 // earlier is what is known of a request's idempotency key before it runs.
 type earlier struct {
 	outcome
-	key         []byte // nil: the request has no key
-	raw         []byte // the row as it was seen: nil, or one that has expired
-	fingerprint string
+	key          []byte // nil: the request has no key
+	raw          []byte // the row as it was seen: nil, or one that has expired
+	fingerprints []fingerprint
 }
 
 // replay looks for the outcome of an earlier request with the same key. done says that there is one.
@@ -45,11 +56,14 @@ func (b *Broker) replay(ctx context.Context, r Request, id Idempotency) (e earli
 	scope := sha256.Sum256(bytes.Join([][]byte{[]byte(r.Caller.ID), []byte(id.Route), []byte(id.Key)}, []byte{0}))
 	// A digest of a body is as good as its personal data to who can guess that: it is kept only under a key
 	// of the sidecar. No collection has this name.
-	fingerprints, err := b.opener.IndexTokens(ctx, "#idempotency", "body", 0, hex.EncodeToString(id.Fingerprint[:]))
+	tokens, err := b.opener.IndexTokens(ctx, "#idempotency", "body", 0, hex.EncodeToString(id.Fingerprint[:]))
 	if err != nil {
 		return earlier{}, false, wrapf(err, "computing the fingerprint")
 	}
-	e = earlier{key: append([]byte{'i'}, scope[:]...), fingerprint: hex.EncodeToString(fingerprints[0].Token)}
+	e = earlier{key: append([]byte{'i'}, scope[:]...)}
+	for _, t := range tokens {
+		e.fingerprints = append(e.fingerprints, fingerprint{t.Key, hex.EncodeToString(t.Token)})
+	}
 	err = b.store.View(ctx, func(reader kv.Reader) error {
 		rows, err := reader.Get(e.key)
 		if err != nil {
@@ -67,7 +81,7 @@ func (b *Broker) replay(ctx context.Context, r Request, id Idempotency) (e earli
 	if b.now().Sub(e.At) > idempotencyTTL {
 		return e, false, nil
 	}
-	if e.Fingerprint != e.fingerprint {
+	if !slices.ContainsFunc(e.fingerprints, func(f fingerprint) bool { return slices.Contains(e.Fingerprints, f) }) {
 		return e, false, ErrIdempotencyMismatch
 	}
 	return e, true, nil
@@ -79,7 +93,7 @@ func (e earlier) keep(change *kv.Change, o outcome) {
 	if e.key == nil {
 		return
 	}
-	o.Fingerprint = e.fingerprint
+	o.Fingerprints = e.fingerprints
 	row, err := json.Marshal(&o)
 	if err != nil {
 		panic("access: outcome cannot be encoded: " + err.Error()) // plain struct: a bug here, not input

@@ -99,12 +99,26 @@ func (s seen) expect(change *kv.Change, t time.Time) {
 	}
 }
 
-// append puts an access entry into the ledger on the condition that what was seen still holds.
-func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, sealedDetail []byte) (ledger.Receipt, error) {
+// sealedFor bounds the time between sealing and committing. A rotation drops a key only when what was sealed under
+// it before has either been committed, and so was sealed again, or can no longer be.
+const sealedFor = 2 * time.Second
+
+// expectFresh makes change fail when what it commits was begun to be sealed too long ago. It is for what is
+// committed without the condition that the head of its subject did not change.
+func expectFresh(change *kv.Change, begun time.Time) {
+	if time.Since(begun) > sealedFor {
+		change.Expect(policyHeadKey, nil, errAgain) // there is always a policy, so this never holds
+	}
+}
+
+// append puts an access entry into the ledger on the condition that what was seen still holds. begun is when
+// sealing the detail was begun.
+func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, begun time.Time, sealedDetail []byte) (ledger.Receipt, error) {
 	receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
 		var change kv.Change
 		s.expect(&change, at.Time)
 		if sealedDetail != nil {
+			expectFresh(&change, begun)
 			change.Set(detailKey(at.Index), sealedDetail)
 		}
 		return change
@@ -160,6 +174,7 @@ func (b *Broker) recordDenial(ctx context.Context, p *published, r Request, d de
 	entry.Decision, entry.Reason = verify.Deny, d.decision.Reason
 
 	var sealed []byte
+	begun := time.Now()
 	if d.subject != uuid.Nil {
 		salted, commit := d.detail.encode()
 		ref, sealedDetail, err := b.opener.Prepare(ctx, d.subject, salted)
@@ -171,7 +186,7 @@ func (b *Broker) recordDenial(ctx context.Context, p *published, r Request, d de
 			}
 		}
 	}
-	receipt, err := b.append(ctx, entry, seen{policy: p}, sealed)
+	receipt, err := b.append(ctx, entry, seen{policy: p}, begun, sealed)
 	if errors.Is(err, errAgain) {
 		return err
 	}
