@@ -70,9 +70,12 @@ type Config struct {
 	Sidecar string         // required: id of the sidecar that may serve this broker's reads
 	// FailureCode names why an open failed, for the access.failed entry. Required.
 	FailureCode func(error) string
-	Observer    Observer         // nil: none
-	Now         func() time.Time // nil: time.Now
-	Logger      *slog.Logger     // nil: none
+	// Stale reports whether an error of Opener or Vault says that a ciphertext does not open: it may have been
+	// sealed again under a newer key meanwhile. Required.
+	Stale    func(error) bool
+	Observer Observer         // nil: none
+	Now      func() time.Time // nil: time.Now
+	Logger   *slog.Logger     // nil: none
 	// RefCache is the number of subject references kept in memory; 0 means 65,536.
 	RefCache int
 }
@@ -85,6 +88,7 @@ type Broker struct {
 	opener      Opener
 	sidecar     string
 	failureCode func(error) string
+	stale       func(error) bool
 	observer    Observer
 	now         func() time.Time
 	log         *slog.Logger
@@ -93,6 +97,7 @@ type Broker struct {
 	earlier *lru.Cache[int64, *policy.Bundle] // earlier versions of the policy that consents were given under
 	current atomic.Pointer[published]         // the policy that decides; replaced by publish and reload
 	budgets budgets
+	load    atomic.Int64 // requests that were begun, so that a rotation can make room for them
 }
 
 // New returns a broker over a store that has a published policy; see Bootstrap.
@@ -113,8 +118,8 @@ func newBroker(c Config) (*Broker, error) {
 		return nil, errors.New("access: store, ledger, vault and opener are required")
 	case c.Sidecar == "":
 		return nil, errors.New("access: the id of the sidecar is required")
-	case c.FailureCode == nil:
-		return nil, errors.New("access: FailureCode is required")
+	case c.FailureCode == nil, c.Stale == nil:
+		return nil, errors.New("access: FailureCode and Stale are required")
 	}
 	if c.Observer == nil {
 		c.Observer = unobserved{}
@@ -139,7 +144,7 @@ func newBroker(c Config) (*Broker, error) {
 	return &Broker{
 		earlier: earlier,
 		store:   c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
-		failureCode: c.FailureCode, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
+		failureCode: c.FailureCode, stale: c.Stale, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
 	}, nil
 }
 

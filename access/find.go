@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
@@ -18,6 +19,7 @@ import (
 // mode lookup before it is named to the caller; a miss is recorded too. Lookups have a budget of their own,
 // since an index can be tried with guesses.
 func (b *Broker) Lookup(ctx context.Context, q LookupRequest) (LookupResult, error) {
+	b.load.Add(1)
 	return again(func() (LookupResult, error) { return b.lookup(ctx, q) })
 }
 
@@ -75,6 +77,9 @@ func (b *Broker) lookup(ctx context.Context, q LookupRequest) (LookupResult, err
 		}
 		return nil
 	})
+	if errors.Is(err, vault.ErrStale) {
+		return LookupResult{}, errAgain // the index key was replaced after the tokens were made
+	}
 	if err != nil {
 		return LookupResult{}, wrapf(err, "looking up")
 	}
@@ -117,6 +122,7 @@ func (b *Broker) recordLookup(ctx context.Context, q LookupRequest, s seen, d po
 	entry.Purpose, entry.Ground, entry.Evidence = q.Purpose, d.Ground, d.Evidence
 	entry.Policy, entry.Decision, entry.Rules = s.policy.Version, verify.Allow, d.Rules
 	var sealed []byte
+	begun := time.Now()
 	if s.subject != nil {
 		salted, commit := newDetail(q.Request, q.Reference, q.Justification).encode()
 		ref, sealedDetail, err := b.ref(ctx, s.subject.ID, salted)
@@ -125,7 +131,7 @@ func (b *Broker) recordLookup(ctx context.Context, q LookupRequest, s seen, d po
 		}
 		entry.SubjectRef, entry.DetailCommit, sealed = encodeRef(ref[:]), commit, sealedDetail
 	}
-	receipt, err := b.append(ctx, entry, s, sealed)
+	receipt, err := b.append(ctx, entry, s, begun, sealed)
 	return receipt.Index, err
 }
 
@@ -135,6 +141,7 @@ func (b *Broker) Verify(ctx context.Context, q VerifyRequest) (VerifyResult, err
 	if err := expect.Canonicalize(); err != nil {
 		return VerifyResult{}, &FieldError{"/value", "must be one JSON value"}
 	}
+	b.load.Add(1)
 	if err := b.budgets.lookup(b.current.Load(), q.Caller.ID, b.now()); err != nil {
 		return VerifyResult{}, err
 	}
@@ -148,15 +155,17 @@ func (b *Broker) Verify(ctx context.Context, q VerifyRequest) (VerifyResult, err
 			return VerifyResult{}, err
 		}
 		result := VerifyResult{Record: g.index}
-		ciphertext := g.row.Field(q.Field)
-		if ciphertext == nil {
-			return result, nil
-		}
-		opened, err := b.open(ctx, read, g, []OpenField{{Field: q.Field, Ciphertext: ciphertext, Expect: expect}})
+		_, opened, err := b.open(ctx, read, g, func(row *vault.Row) []OpenField {
+			ciphertext := row.Field(q.Field)
+			if ciphertext == nil {
+				return nil
+			}
+			return []OpenField{{Field: q.Field, Ciphertext: ciphertext, Expect: expect}}
+		})
 		if err != nil {
 			return VerifyResult{}, err
 		}
-		result.Match = opened[0].Match
+		result.Match = len(opened) == 1 && opened[0].Match
 		return result, nil
 	})
 }

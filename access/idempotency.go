@@ -23,22 +23,32 @@ const idempotencyTTL = 24 * time.Hour
 // Stored as JSON under 'i' ‖ SHA-256(caller ‖ 0 ‖ route ‖ 0 ‖ key), in the transaction of the effect. Beside it,
 // 'y' ‖ subject ‖ the same hash is empty: it leads from a subject to the outcomes that an erasure has to forget.
 // Of those nothing is kept but that there was one.
+//
+// The fingerprint of the body is kept under each index key in use. When every one of them has been dropped since, what
+// was asked for then cannot be compared with what is asked for now: the key is refused like one that comes with another
+// request, for neither a second effect nor the outcome of another request may come of it.
 type outcome struct {
-	Fingerprint string    `json:"f,omitzero"` // hex PRF, by the sidecar, of the SHA-256 of the body
-	Subject     uuid.UUID `json:"s,omitzero"`
-	Consent     uuid.UUID `json:"c,omitzero"`
-	Version     uint64    `json:"v,omitzero"`
-	Entry       int64     `json:"e"`
-	At          time.Time `json:"t"`
-	Erased      bool      `json:"x,omitzero"` // the subject was erased, and this is all that is left
+	Fingerprints []fingerprint `json:"f,omitempty"`
+	Subject      uuid.UUID     `json:"s,omitzero"`
+	Consent      uuid.UUID     `json:"c,omitzero"`
+	Version      uint64        `json:"v,omitzero"`
+	Entry        int64         `json:"e"`
+	At           time.Time     `json:"t"`
+	Erased       bool          `json:"x,omitzero"` // the subject was erased, and this is all that is left
+}
+
+// fingerprint is a PRF, by the sidecar, of the SHA-256 of a body.
+type fingerprint struct {
+	Key uint32 `json:"k"` // version of the index key
+	PRF string `json:"p"` // hex
 }
 
 // earlier is what is known of a request's idempotency key before it runs.
 type earlier struct {
 	outcome
-	key         []byte // nil: the request has no key
-	raw         []byte // the row as it was seen: nil, or one that has expired
-	fingerprint string
+	key          []byte // nil: the request has no key
+	raw          []byte // the row as it was seen: nil, or one that has expired
+	fingerprints []fingerprint
 }
 
 // replay looks for the outcome of an earlier request with the same key. done says that there is one.
@@ -49,11 +59,14 @@ func (b *Broker) replay(ctx context.Context, r Request, id Idempotency) (e earli
 	scope := sha256.Sum256(bytes.Join([][]byte{[]byte(r.Caller.ID), []byte(id.Route), []byte(id.Key)}, []byte{0}))
 	// A digest of a body is as good as its personal data to who can guess that: it is kept only under a key
 	// of the sidecar. No collection has this name.
-	fingerprints, err := b.opener.IndexTokens(ctx, "#idempotency", "body", 0, hex.EncodeToString(id.Fingerprint[:]))
+	tokens, err := b.opener.IndexTokens(ctx, "#idempotency", "body", 0, hex.EncodeToString(id.Fingerprint[:]))
 	if err != nil {
 		return earlier{}, false, wrapf(err, "computing the fingerprint")
 	}
-	e = earlier{key: append([]byte{'i'}, scope[:]...), fingerprint: hex.EncodeToString(fingerprints[0].Token)}
+	e = earlier{key: append([]byte{'i'}, scope[:]...)}
+	for _, t := range tokens {
+		e.fingerprints = append(e.fingerprints, fingerprint{t.Key, hex.EncodeToString(t.Token)})
+	}
 	err = b.store.View(ctx, func(reader kv.Reader) error {
 		rows, err := reader.Get(e.key)
 		if err != nil {
@@ -74,7 +87,7 @@ func (b *Broker) replay(ctx context.Context, r Request, id Idempotency) (e earli
 	if e.Erased {
 		return earlier{}, false, ErrNotFound
 	}
-	if e.Fingerprint != e.fingerprint {
+	if !slices.ContainsFunc(e.fingerprints, func(f fingerprint) bool { return slices.Contains(e.Fingerprints, f) }) {
 		return e, false, ErrIdempotencyMismatch
 	}
 	return e, true, nil
@@ -86,7 +99,7 @@ func (e earlier) keep(change *kv.Change, o outcome) {
 	if e.key == nil {
 		return
 	}
-	o.Fingerprint = e.fingerprint
+	o.Fingerprints = e.fingerprints
 	row, err := json.Marshal(&o)
 	if err != nil {
 		panic("access: outcome cannot be encoded: " + err.Error()) // plain struct: a bug here, not input

@@ -151,6 +151,9 @@ func parsePolicyVersion(b []byte) (PolicyVersion, error) {
 	return v, nil
 }
 
+// systemRequest is by nobody but ourselves.
+var systemRequest = Request{Caller: verify.Caller{ID: "system", Kind: "system", Role: "system", Authn: "local"}}
+
 // Bootstrap publishes the first policy of a new instance and returns the broker that it governs. It fails
 // with ErrInvalid when a policy was already published.
 func Bootstrap(ctx context.Context, c Config, raw []byte) (*Broker, error) {
@@ -158,8 +161,7 @@ func Bootstrap(ctx context.Context, c Config, raw []byte) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	system := Request{Caller: verify.Caller{ID: "system", Kind: "system", Role: "system", Authn: "local"}}
-	p, err := b.publish(ctx, system, nil, raw)
+	p, err := b.publish(ctx, systemRequest, nil, raw)
 	if err != nil {
 		return nil, wrapf(err, "publishing the first policy")
 	}

@@ -1,10 +1,12 @@
 package access
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
@@ -23,6 +25,7 @@ func (b *Broker) Read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 	if q.Mode == "" {
 		q.Mode = verify.ModeReveal
 	}
+	b.load.Add(1)
 	if err := b.budgets.read(b.current.Load(), q.Caller.ID, b.now()); err != nil {
 		return ReadResult{}, err
 	}
@@ -145,13 +148,15 @@ func (b *Broker) read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 	if err != nil {
 		return ReadResult{}, err
 	}
-	fields := make([]OpenField, 0, len(q.Fields))
-	for _, name := range q.Fields {
-		if ciphertext := granted.row.Field(name); ciphertext != nil {
-			fields = append(fields, OpenField{Field: name, Ciphertext: ciphertext})
+	fields, opened, err := b.open(ctx, q, granted, func(row *vault.Row) []OpenField {
+		fields := make([]OpenField, 0, len(q.Fields))
+		for _, name := range q.Fields {
+			if ciphertext := row.Field(name); ciphertext != nil {
+				fields = append(fields, OpenField{Field: name, Ciphertext: ciphertext})
+			}
 		}
-	}
-	opened, err := b.open(ctx, q, granted, fields)
+		return fields
+	})
 	if err != nil {
 		return ReadResult{}, err
 	}
@@ -222,6 +227,7 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 		return nil, ErrBatchTooLarge
 	}
 	salted, commit := text.encode()
+	begun := time.Now()
 	ref, sealed, err := b.ref(ctx, q.Subject, salted)
 	if err != nil {
 		return nil, err
@@ -233,7 +239,7 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 	entry.Policy, entry.Sidecar = p.Version, b.sidecar
 	entry.Decision, entry.Rules, entry.DetailCommit = verify.Allow, d.Rules, commit
 	state.until = d.Until
-	receipt, err := b.append(ctx, entry, state, sealed)
+	receipt, err := b.append(ctx, entry, state, begun, sealed)
 	if err != nil {
 		return nil, err
 	}
@@ -243,20 +249,65 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 // reasonNotFound is recorded when an allowed caller asked for what is not there.
 const reasonNotFound = "not-found"
 
-// open shows the sidecar the record of g and returns what it opens.
-func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, fields []OpenField) ([]OpenedField, error) {
+// open shows the sidecar the record of g and returns what it opens of the fields that pick takes from the row.
+//
+// A ciphertext that was loaded before a rotation and opened after it is of a key that is gone. The row is then loaded
+// again: sealed again at the same version it is served under the same record; changed, the access is recorded as
+// failed and decided anew.
+func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, pick func(*vault.Row) []OpenField) ([]OpenField, []OpenedField, error) {
+	fields := pick(g.row)
 	if len(fields) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
-	opened, err := b.opener.Open(ctx, g.index, g.entry, q.Subject, q.Collection, g.row.Version, fields)
-	if err == nil && len(opened) != len(fields) {
-		err = wrapf(ErrIntegrity, "sidecar answered another number of fields")
+	var err error
+	for range attempts {
+		var opened []OpenedField
+		opened, err = b.opener.Open(ctx, g.index, g.entry, q.Subject, q.Collection, g.row.Version, fields)
+		if err == nil && len(opened) != len(fields) {
+			err = wrapf(ErrIntegrity, "sidecar answered another number of fields")
+		}
+		if err == nil {
+			return fields, opened, nil
+		}
+		if !b.stale(err) {
+			break
+		}
+		row, loadErr := b.rowAgain(ctx, q, g.row.Version)
+		if errors.Is(loadErr, errAgain) {
+			b.recordFailure(ctx, q.Request, g.index, g.ref, err)
+			return nil, nil, errAgain
+		}
+		if loadErr != nil {
+			break
+		}
+		renewed := pick(row)
+		if slices.EqualFunc(fields, renewed, sameCiphertext) {
+			break // it is what it was: damaged
+		}
+		fields = renewed
+	}
+	b.recordFailure(ctx, q.Request, g.index, g.ref, err)
+	return nil, nil, wrapf(err, "opening")
+}
+
+func sameCiphertext(a, b OpenField) bool {
+	return a.Field == b.Field && bytes.Equal(a.Ciphertext, b.Ciphertext)
+}
+
+// rowAgain loads a record again, or returns errAgain when it is no longer at version.
+func (b *Broker) rowAgain(ctx context.Context, q ReadRequest, version uint64) (*vault.Row, error) {
+	s, err := b.subjectState(ctx, q.Subject, q.Collection)
+	if errors.Is(err, vault.ErrNoSubject) {
+		return nil, errAgain
 	}
 	if err != nil {
-		b.recordFailure(ctx, q.Request, g.index, g.ref, err)
-		return nil, wrapf(err, "opening")
+		return nil, err
 	}
-	return opened, nil
+	row := s.Rows[q.Collection]
+	if row == nil || row.Version != version {
+		return nil, errAgain
+	}
+	return row, nil
 }
 
 // subjectState is the state of a subject for a decision.

@@ -99,12 +99,26 @@ func (s seen) expect(change *kv.Change, t time.Time) {
 	}
 }
 
-// append puts an access entry into the ledger on the condition that what was seen still holds.
-func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, sealedDetail []byte) (ledger.Receipt, error) {
+// sealedFor bounds the time between sealing and committing. A rotation drops a key only when what was sealed under
+// it before has either been committed, and so was sealed again, or can no longer be.
+const sealedFor = 2 * time.Second
+
+// expectFresh makes change fail when what it commits was begun to be sealed too long ago. It is for what is
+// committed without the condition that the head of its subject did not change.
+func expectFresh(change *kv.Change, begun time.Time) {
+	if time.Since(begun) > sealedFor {
+		change.Expect(policyHeadKey, nil, errAgain) // there is always a policy, so this never holds
+	}
+}
+
+// append puts an access entry into the ledger on the condition that what was seen still holds. begun is when
+// sealing the detail was begun.
+func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, begun time.Time, sealedDetail []byte) (ledger.Receipt, error) {
 	receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
 		var change kv.Change
 		s.expect(&change, at.Time)
 		if sealedDetail != nil {
+			expectFresh(&change, begun)
 			change.Set(detailKey(at.Index), sealedDetail)
 		}
 		return change
@@ -182,6 +196,7 @@ func (b *Broker) appendDenial(ctx context.Context, p *published, entry verify.En
 		if err != nil && !errors.Is(err, vault.ErrNoSubject) {
 			break // it is for a read to say so; the denial is on record in any case
 		}
+		begun := time.Now()
 		ref, sealed, err := b.opener.Prepare(ctx, d.subject, salted)
 		if err != nil || about.Head.Erased {
 			break
@@ -191,12 +206,12 @@ func (b *Broker) appendDenial(ctx context.Context, p *published, entry verify.En
 		if sealed != nil {
 			named.DetailCommit = commit
 		}
-		receipt, err := b.append(ctx, named, seen{policy: p, subject: about}, sealed)
+		receipt, err := b.append(ctx, named, seen{policy: p, subject: about}, begun, sealed)
 		if !errors.Is(err, errAgain) || b.current.Load() != p {
 			return receipt, err
 		}
 	}
-	return b.append(ctx, entry, seen{policy: p}, nil)
+	return b.append(ctx, entry, seen{policy: p}, time.Time{}, nil)
 }
 
 // recordFailure appends that the allowed access at index was not served. It outlives the request.

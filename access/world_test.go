@@ -3,6 +3,7 @@ package access_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/access/policy"
 	defaultpolicy "github.com/prototypster/pdvault/deploy/policy"
+	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/client"
 	"github.com/prototypster/pdvault/keys/sidecar/sidecartest"
 	"github.com/prototypster/pdvault/vault"
@@ -112,8 +114,8 @@ func newWorld(t *testing.T) *world {
 	}
 	w.config = access.Config{
 		Store: w.store, Ledger: w.ledger, Vault: v, Opener: c, Sidecar: w.sidecar.Ring.SidecarID(),
-		FailureCode: func(error) string { return "injected" },
-		Now:         func() time.Time { return time.Now().Add(time.Duration(w.clock.Load()) * time.Second) },
+		FailureCode: func(error) string { return "injected" }, Stale: func(err error) bool { return errors.Is(err, keys.ErrTampered) },
+		Now: func() time.Time { return time.Now().Add(time.Duration(w.clock.Load()) * time.Second) },
 	}
 	if w.Broker, err = access.Bootstrap(t.Context(), w.config, raw); err != nil {
 		t.Fatal(err)

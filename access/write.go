@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -27,6 +28,7 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 	if len(q.Records) == 0 {
 		return Written{}, &FieldError{"/records", "must name at least one collection"}
 	}
+	b.load.Add(1)
 	return again(func() (Written, error) {
 		p := b.current.Load()
 		records := make(map[*schema.Collection]vault.Plain, len(q.Records))
@@ -44,10 +46,15 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 		if err := b.budgets.conflictLeft(p, q.Caller.ID, b.now()); err != nil {
 			return Written{}, err
 		}
-		subject := uuid.New()
-		prepared, err := b.vault.Create(ctx, subject, records)
+		index, err := b.indexState(ctx)
 		if err != nil {
 			return Written{}, err
+		}
+		subject := uuid.New()
+		begun := time.Now()
+		prepared, err := b.vault.Create(ctx, subject, index, records)
+		if err != nil {
+			return Written{}, b.mapSeal(ctx, nil, err)
 		}
 		entry := b.writeEntry(verify.KindSubjectCreated, q.Request, p, prepared)
 		receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
@@ -57,6 +64,7 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 			before.keep(&change, outcome{Subject: subject, Version: 1, Entry: at.Index, At: at.Time})
 			change.Merge(prepared.Change(at.Index, at.Time))
 			p.expect(&change)
+			expectFresh(&change, begun)
 			return change
 		})
 		if err := b.mapAppend(ctx, err); err != nil {
@@ -69,6 +77,7 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 
 // PutRecord writes a whole record. An existing one must be named by its version.
 func (b *Broker) PutRecord(ctx context.Context, q WriteRequest) (Written, error) {
+	b.load.Add(1)
 	return again(func() (Written, error) {
 		p := b.current.Load()
 		c, plain, err := b.admitWrite(ctx, p, q.Request, q.Subject, q.Collection, q.Body)
@@ -87,7 +96,7 @@ func (b *Broker) PutRecord(ctx context.Context, q WriteRequest) (Written, error)
 		}
 		prepared, err := b.vault.Put(ctx, s, c, plain)
 		if err != nil {
-			return Written{}, err
+			return Written{}, b.mapSeal(ctx, s, err)
 		}
 		w, err := b.commit(ctx, q.Request, p, verify.KindRecordWritten, prepared)
 		w.Created = s.Rows[q.Collection] == nil
@@ -99,6 +108,7 @@ func (b *Broker) PutRecord(ctx context.Context, q WriteRequest) (Written, error)
 // inside the sidecar. The patched record is validated as far as it can be without opening the rest: the
 // named fields by their schemas, and the presence of required fields.
 func (b *Broker) PatchRecord(ctx context.Context, q WriteRequest) (Written, error) {
+	b.load.Add(1)
 	return again(func() (Written, error) {
 		p := b.current.Load()
 		if err := b.permit(ctx, p, q.Request, policy.ActionWrite, q.Collection, q.Subject); err != nil {
@@ -128,7 +138,7 @@ func (b *Broker) PatchRecord(ctx context.Context, q WriteRequest) (Written, erro
 		}
 		prepared, err := b.vault.Patch(ctx, s, c, set, remove)
 		if err != nil {
-			return Written{}, err
+			return Written{}, b.mapSeal(ctx, s, err)
 		}
 		return b.commit(ctx, q.Request, p, verify.KindRecordWritten, prepared)
 	})
@@ -281,6 +291,32 @@ func (b *Broker) conflict(ctx context.Context, p *published, r Request, subject 
 
 // reasonNotUnique is recorded when a write was refused because another subject has the value.
 const reasonNotUnique = "not-unique"
+
+// indexState is which keys of the blind index a new subject is written for.
+func (b *Broker) indexState(ctx context.Context) (state vault.IndexState, err error) {
+	err = b.store.View(ctx, func(r kv.Reader) error {
+		state, err = vault.LoadIndexState(r)
+		return err
+	})
+	return state, err
+}
+
+// mapSeal gives an error of sealing its meaning: errAgain when the state that it was prepared on is no longer there.
+// s is the subject that was loaded; nil for a new one.
+func (b *Broker) mapSeal(ctx context.Context, s *vault.Subject, err error) error {
+	if errors.Is(err, vault.ErrStale) {
+		return errAgain
+	}
+	if s == nil || !b.stale(err) {
+		return err
+	}
+	// A field that the write carries over does not open: it was sealed again, or it is damaged.
+	now, loadErr := b.subjectState(ctx, s.ID)
+	if loadErr == nil && now.Head.Version != s.Head.Version || errors.Is(loadErr, vault.ErrNoSubject) {
+		return errAgain
+	}
+	return err
+}
 
 // precondition compares what the caller saw with what is there.
 func precondition(q WriteRequest, s *vault.Subject) error {

@@ -199,3 +199,12 @@ func (d *rowDecoder) token() (t [tokenSize]byte) {
 	d.b = d.b[tokenSize:]
 	return t
 }
+
+// clone returns a copy whose fields and index values can be replaced. The bytes are shared.
+func (r *Row) clone() *Row {
+	c := &Row{Version: r.Version, Fields: slices.Clone(r.Fields)}
+	for i := range c.Fields {
+		c.Fields[i].Index = slices.Clone(c.Fields[i].Index)
+	}
+	return c
+}

@@ -32,7 +32,8 @@ var (
 	ErrNoSubject = errors.New("vault: no such subject")
 	// ErrNoRecord is returned when the subject has no record in the collection.
 	ErrNoRecord = errors.New("vault: no such record")
-	// ErrStale is returned, through a condition, when the subject changed between decision and commit.
+	// ErrStale is returned when the subject, or which keys of the blind index are in use, changed between decision
+	// and commit: through a condition, or already while a write is prepared. Load again and start over.
 	ErrStale = errors.New("vault: subject changed meanwhile")
 	// ErrIntegrity is returned when a row contradicts its head or cannot be decoded.
 	ErrIntegrity = errors.New("vault: stored rows contradict each other")
@@ -113,8 +114,8 @@ func New(sealer Sealer) (*Vault, error) {
 // that the subject has no record in is absent from the result's Rows. ErrNoSubject is returned for an
 // absent and for an erased subject, together with a Subject whose Checks still hold the state that was seen.
 func Load(r kv.Reader, subject uuid.UUID, collections ...string) (*Subject, error) {
-	keys := make([][]byte, 1, 1+len(collections))
-	keys[0] = headKey(subject)
+	keys := make([][]byte, 2, 2+len(collections))
+	keys[0], keys[1] = headKey(subject), indexStateKey
 	for _, c := range collections {
 		keys = append(keys, recordKey(subject, c))
 	}
@@ -123,6 +124,9 @@ func Load(r kv.Reader, subject uuid.UUID, collections ...string) (*Subject, erro
 		return nil, fmt.Errorf("reading subject: %w", err)
 	}
 	s := &Subject{ID: subject, raw: values[0]}
+	if s.index, err = parseIndexState(values[1]); err != nil {
+		return nil, err
+	}
 	if s.raw == nil {
 		return s, ErrNoSubject
 	}
@@ -136,7 +140,7 @@ func Load(r kv.Reader, subject uuid.UUID, collections ...string) (*Subject, erro
 	for i, c := range collections {
 		info, listed := s.Head.Records[c]
 		listed = listed && !info.Deleted
-		value := values[i+1]
+		value := values[i+2]
 		if listed != (value != nil) {
 			return nil, fmt.Errorf("%w: head and record disagree on existence", ErrIntegrity)
 		}
@@ -161,7 +165,8 @@ type Subject struct {
 	Head Head
 	Rows map[string]*Row // of the collections that were loaded
 
-	raw []byte // the stored head, nil when absent
+	raw   []byte     // the stored head, nil when absent
+	index IndexState // what writes must make tokens for
 }
 
 // Exists reports whether the subject is there and not erased.
@@ -195,6 +200,7 @@ func (p *Prepared) Subject() uuid.UUID { return p.subject.ID }
 func (p *Prepared) Change(index int64, t time.Time) kv.Change {
 	var change kv.Change
 	p.subject.Expect(&change)
+	p.subject.index.Expect(&change)
 	change.Merge(p.changes)
 	head := p.subject.Head
 	head.Version++
@@ -212,9 +218,9 @@ func (p *Prepared) Change(index int64, t time.Time) kv.Change {
 	return change
 }
 
-// Create seals the first records of a new subject.
-func (v *Vault) Create(ctx context.Context, subject uuid.UUID, records map[*schema.Collection]Plain) (*Prepared, error) {
-	return v.seal(ctx, &Subject{ID: subject}, true, records, nil)
+// Create seals the first records of a new subject, for the keys of the index that were in use when index was loaded.
+func (v *Vault) Create(ctx context.Context, subject uuid.UUID, index IndexState, records map[*schema.Collection]Plain) (*Prepared, error) {
+	return v.seal(ctx, &Subject{ID: subject, index: index}, true, records, nil)
 }
 
 // Put seals a whole record, replacing the one that s was loaded with, if any.
@@ -323,7 +329,11 @@ func (v *Vault) seal(ctx context.Context, s *Subject, create bool, records map[*
 				return nil, fmt.Errorf("%w: sidecar answered %d index values for %d", ErrIntegrity, len(sealed[i].Index), len(fields[i].Index))
 			}
 			for n, x := range sealed[i].Index {
-				f.Index = append(f.Index, newIndexed(c, o.field, fields[i].Index[n].Normaliser, x))
+				indexed, err := newIndexed(c, o.field, fields[i].Index[n].Normaliser, x, s.index)
+				if err != nil {
+					return nil, err
+				}
+				f.Index = append(f.Index, indexed)
 			}
 			row.Fields = append(row.Fields, f)
 		}
@@ -348,12 +358,16 @@ func (p *Prepared) add(s *Subject, collection string, row *Row) {
 	}
 	p.Records = append(p.Records, item)
 	p.changes.Set(recordKey(s.ID, collection), value)
+	reindex(&p.changes, s, collection, row)
+}
 
+// reindex adds to change what the index of a record becomes when row replaces the one that s was loaded with.
+func reindex(change *kv.Change, s *Subject, collection string, row *Row) {
 	before := indexKeys(s, collection, s.Rows[collection])
 	after := indexKeys(s, collection, row)
 	for _, key := range slices.Sorted(maps.Keys(before)) {
 		if _, kept := after[key]; !kept {
-			p.changes.Delete([]byte(key))
+			change.Delete([]byte(key))
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(after)) {
@@ -362,9 +376,9 @@ func (p *Prepared) add(s *Subject, collection string, row *Row) {
 			continue
 		}
 		if x.Unique {
-			p.changes.Expect([]byte(key), nil, &NotUniqueError{collection, x.field})
+			change.Expect([]byte(key), nil, &NotUniqueError{collection, x.field})
 		}
-		p.changes.Set([]byte(key), s.ID[:])
+		change.Set([]byte(key), s.ID[:])
 	}
 }
 

@@ -3,6 +3,7 @@ package vault_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"testing"
@@ -21,6 +22,7 @@ import (
 type sealer struct {
 	t    *testing.T
 	fail error
+	keys []uint32 // of the blind index
 }
 
 func (s *sealer) Seal(_ context.Context, subject uuid.UUID, _ bool, fields []vault.SealField) ([]byte, []vault.SealedField, error) {
@@ -41,23 +43,36 @@ func (s *sealer) Seal(_ context.Context, subject uuid.UUID, _ bool, fields []vau
 			}
 		}
 		out[i].Ciphertext = append(fmt.Appendf(nil, "%s/%s/%d:", f.Collection, f.Field, f.Version), content...)
-		if f.Indexed {
-			out[i].Token = token(f.Collection, f.Field, f.IndexValue)
+		for _, v := range f.Index {
+			value := v.Value
+			if v.Sealed != nil {
+				value = s.unsealed(f.Collection, f.Field, v.Sealed)
+			}
+			out[i].Index = append(out[i].Index, vault.IndexedValue{
+				Sealed: fmt.Appendf(nil, "%s/%s=%s", f.Collection, f.Field, value), Tokens: s.tokens(f.Collection, f.Field, value),
+			})
 		}
 	}
 	return bytes.Repeat([]byte{1}, 32), out, nil
 }
 
-func (s *sealer) IndexToken(_ context.Context, collection, field string, _ uint32, value string) ([]byte, error) {
-	return token(collection, field, value), s.fail
+// unsealed is the value that Seal has marked as one of the field's.
+func (s *sealer) unsealed(collection, field string, sealed []byte) string {
+	value, ok := bytes.CutPrefix(sealed, fmt.Appendf(nil, "%s/%s=", collection, field))
+	if !ok {
+		s.t.Errorf("index value of %s comes from another place: %s", field, sealed)
+	}
+	return string(value)
 }
 
-func token(collection, field, value string) []byte {
-	t := make([]byte, 16)
-	for i, c := range []byte(collection + field + value) {
-		t[i%16] = t[i%16]*31 + c
+// tokens are those of a value under each key in use.
+func (s *sealer) tokens(collection, field, value string) []vault.IndexToken {
+	var out []vault.IndexToken
+	for _, key := range s.keys {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%d/%s/%s/%s", key, collection, field, value))
+		out = append(out, vault.IndexToken{Key: key, Token: sum[:16]})
 	}
-	return t
+	return out
 }
 
 const contact = `{"type":"object","additionalProperties":false,"properties":{
@@ -71,12 +86,12 @@ type world struct {
 	vault  *vault.Vault
 	sealer *sealer
 	c      *schema.Collection
-	index  int64
+	at     int64
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, store: memkv.New(), sealer: &sealer{t: t}}
+	w := &world{t: t, store: memkv.New(), sealer: &sealer{t: t, keys: []uint32{1}}}
 	t.Cleanup(func() { _ = w.store.Close() })
 	var err error
 	if w.vault, err = vault.New(w.sealer); err != nil {
@@ -89,8 +104,8 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) commit(p *vault.Prepared) error {
-	w.index++
-	return w.apply(p.Change(w.index, time.Unix(w.index, 0)))
+	w.at++
+	return w.apply(p.Change(w.at, time.Unix(w.at, 0)))
 }
 
 func (w *world) apply(c kv.Change) error {
@@ -115,10 +130,25 @@ func (w *world) mustLoad(id uuid.UUID) *vault.Subject {
 	return s
 }
 
+func (w *world) create(id uuid.UUID, plain vault.Plain) (*vault.Prepared, error) {
+	w.t.Helper()
+	return w.vault.Create(w.t.Context(), id, w.index(), map[*schema.Collection]vault.Plain{w.c: plain})
+}
+
+// index is the present state of the index.
+func (w *world) index() (state vault.IndexState) {
+	w.t.Helper()
+	must(w.t, w.store.View(w.t.Context(), func(r kv.Reader) (err error) {
+		state, err = vault.LoadIndexState(r)
+		return err
+	}))
+	return state
+}
+
 func (w *world) mustCreate(plain vault.Plain) uuid.UUID {
 	w.t.Helper()
 	id := uuid.New()
-	p, err := w.vault.Create(w.t.Context(), id, map[*schema.Collection]vault.Plain{w.c: plain})
+	p, err := w.create(id, plain)
 	if err == nil {
 		err = w.commit(p)
 	}
@@ -132,7 +162,7 @@ func (w *world) find(field, value string) []uuid.UUID {
 	w.t.Helper()
 	var ids []uuid.UUID
 	err := w.store.View(w.t.Context(), func(r kv.Reader) (err error) {
-		ids, err = vault.Find(r, w.c, field, 1, token("contact", field, value), 10)
+		ids, err = vault.Find(r, w.c, field, w.sealer.tokens("contact", field, value), 10)
 		return err
 	})
 	if err != nil {
@@ -188,7 +218,7 @@ func TestAPatchResealsWhatItDoesNotNameUnderTheNewVersion(t *testing.T) {
 func TestAUniqueValueHasOneOwnerAtATime(t *testing.T) {
 	w := newWorld(t)
 	id := w.mustCreate(plain("a@example.org", "Town"))
-	p, err := w.vault.Create(t.Context(), uuid.New(), map[*schema.Collection]vault.Plain{w.c: plain("A@Example.org", "Town")})
+	p, err := w.create(uuid.New(), plain("A@Example.org", "Town"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +330,7 @@ func TestRowsThatContradictTheHeadAreDamageAndNotAbsence(t *testing.T) {
 func TestAFailedSealLeavesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.sealer.fail = errors.New("injected")
-	if _, err := w.vault.Create(t.Context(), uuid.New(), map[*schema.Collection]vault.Plain{w.c: plain("a@example.org", "Town")}); !errors.Is(err, w.sealer.fail) {
+	if _, err := w.create(uuid.New(), plain("a@example.org", "Town")); !errors.Is(err, w.sealer.fail) {
 		t.Errorf("%v", err)
 	}
 	if _, err := vault.New(nil); err == nil {

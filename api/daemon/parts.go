@@ -67,7 +67,7 @@ func ledgerConfig(d *Daemon, c Config, id identity, signer note.Signer, verifier
 func brokerConfig(d *Daemon, v *vault.Vault, sidecar string) access.Config {
 	return access.Config{
 		Store: d.store, Ledger: d.ledger, Vault: v, Opener: d.sidecar, Sidecar: sidecar,
-		FailureCode: failureCode, Observer: d.metrics, Logger: d.log,
+		FailureCode: failureCode, Stale: func(err error) bool { return errors.Is(err, keys.ErrTampered) }, Observer: d.metrics, Logger: d.log,
 	}
 }
 

@@ -1,0 +1,598 @@
+package access
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/prototypster/pdvault/access/consent"
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/vault"
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// Sizes of a rotation's steps.
+const (
+	rekeyBatch     = 100     // subjects that are sealed again in one call
+	rekeyBatchBusy = 25      // the same, while requests are being served
+	rekeyParallel  = 3       // batches at once, when none are
+	rekeyBytes     = 1 << 20 // of ciphertext in one call or commit
+	rekeyItems     = 1000    // ciphertexts of one subject in one call
+	rekeyCallItems = 5000    // ciphertexts in one call
+	rekeyDetails   = 200     // rows of the index by subject that are looked at together
+	rekeyPasses    = 20      // over all subjects, before it is left for a later try
+	rekeyTries     = 10      // of one subject whose state keeps changing
+
+	// Share of the time that a rotation takes while requests are served.
+	rekeyDuty = 0.15
+)
+
+// resealing is one run of a rotation of subjects' keys.
+type resealing struct {
+	*Rotator
+	rotation uint32
+	progress *progress
+	changed  atomic.Int64 // subjects that had something to be sealed again in this pass
+	failed   atomic.Int64 // subjects that cannot be sealed again
+	code     atomic.Pointer[string]
+	retiring []retirement // whose keys are to be dropped, the oldest first
+}
+
+// retirement is subjects that were sealed again by a commit.
+type retirement struct {
+	subjects  []resealed
+	committed time.Time
+}
+
+// resealed is a subject of which nothing that was committed until then is under an older key.
+type resealed struct {
+	id   uuid.UUID
+	ref  []byte
+	last []byte // row of the index by subject up to which its details were looked at
+
+	changed bool // something was sealed again
+}
+
+// errUnsound is returned inside the rotator for a subject that was counted by fail.
+var errUnsound = errors.New("access: a subject cannot be sealed again")
+
+// resealSubjects carries out a job of scope subject or all-subjects.
+//
+// Each pass goes over the subjects: gives each a key of the rotation, commits what it has sealed again under it,
+// and, the pause later, drops the key before. Passes are made until one has found nothing to do, so that subjects
+// which appeared meanwhile are done too.
+func (r *Rotator) resealSubjects(ctx context.Context, job RotationJob, p *progress) error {
+	rotation, err := targetOf(job)
+	if err != nil {
+		return err
+	}
+	s := &resealing{Rotator: r, rotation: rotation, progress: p}
+	begun := time.Now()
+	total := int64(1)
+	if job.Scope == scopeAllSubjects {
+		if total, err = r.countSubjects(ctx); err != nil {
+			return err
+		}
+	}
+	for pass := range rekeyPasses {
+		phase := "verify"
+		if pass == 0 {
+			phase = "reseal"
+		}
+		if err := p.begin(ctx, phase, total); err != nil {
+			return err
+		}
+		s.changed.Store(0)
+		step := func(ctx context.Context, ids []uuid.UUID) (retirement, error) { return s.batch(ctx, ids, pass == 0) }
+		var err error
+		if job.Scope == scopeSubject {
+			err = s.round(ctx, [][]uuid.UUID{{job.Subject}}, step)
+		} else {
+			err = s.all(ctx, step)
+		}
+		if err == nil {
+			err = s.retireAll(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		if n := s.failed.Load(); n > 0 {
+			return &rotationError{*s.code.Load(), n}
+		}
+		if pass == 0 {
+			// A subject that was being created when the rotation began is there from here on, or never will be.
+			if !wait(ctx, r.Pause-time.Since(begun)) {
+				return context.Cause(ctx)
+			}
+			if err := r.barrier(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if s.changed.Load() > 0 {
+			continue
+		}
+		if job.Scope == scopeAllSubjects {
+			// Keys of subjects that never came to be are known to the sidecar alone.
+			p.phase = "orphans"
+			return p.report(ctx)
+		}
+		return nil
+	}
+	return ErrBusy
+}
+
+func (r *Rotator) countSubjects(ctx context.Context) (n int64, err error) {
+	var after uuid.UUID
+	for {
+		ids, err := r.subjects(ctx, after, 1000)
+		if err != nil || len(ids) == 0 {
+			return n, err
+		}
+		n, after = n+int64(len(ids)), ids[len(ids)-1]
+	}
+}
+
+func (r *Rotator) subjects(ctx context.Context, after uuid.UUID, limit int) (ids []uuid.UUID, err error) {
+	err = r.broker.store.View(ctx, func(reader kv.Reader) error {
+		ids, err = vault.Subjects(reader, after, limit)
+		return err
+	})
+	return ids, err
+}
+
+// all goes over all subjects, and makes room for requests while there are any.
+func (s *resealing) all(ctx context.Context, step func(context.Context, []uuid.UUID) (retirement, error)) error {
+	return s.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error { return s.round(ctx, batches, step) })
+}
+
+// eachBatch calls round with batches of subjects, all subjects in all. While requests are being served, it takes at
+// most rekeyDuty of the time.
+func (r *Rotator) eachBatch(ctx context.Context, round func(context.Context, [][]uuid.UUID) error) error {
+	var after uuid.UUID
+	load := r.broker.load.Load()
+	for busy := false; ; {
+		size, parallel := rekeyBatch, rekeyParallel
+		if busy {
+			size, parallel = rekeyBatchBusy, 1
+		}
+		start := time.Now()
+		ids, err := r.subjects(ctx, after, size*parallel)
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		after = ids[len(ids)-1]
+		var batches [][]uuid.UUID
+		for len(ids) > 0 {
+			n := min(size, len(ids))
+			batches, ids = append(batches, ids[:n]), ids[n:]
+		}
+		if err := round(ctx, batches); err != nil {
+			return err
+		}
+		now := r.broker.load.Load()
+		if busy = now != load; busy {
+			took := time.Since(start)
+			if !wait(ctx, time.Duration(float64(took)*(1-rekeyDuty)/rekeyDuty)) {
+				return context.Cause(ctx)
+			}
+		}
+		load = now
+	}
+}
+
+// round seals batches again, all at once, and then drops the keys whose pause is over.
+func (s *resealing) round(ctx context.Context, batches [][]uuid.UUID, step func(context.Context, []uuid.UUID) (retirement, error)) error {
+	var mu sync.Mutex
+	group, groupCtx := errgroup.WithContext(ctx)
+	n := 0
+	for _, ids := range batches {
+		n += len(ids)
+		group.Go(func() error {
+			done, err := step(groupCtx, ids)
+			if err != nil || len(done.subjects) == 0 {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			s.retiring = append(s.retiring, done)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := s.progress.add(ctx, n); err != nil {
+		return err
+	}
+	return s.retireDue(ctx)
+}
+
+// loaded is what is sealed of one subject, from one snapshot.
+type loaded struct {
+	subject  *vault.Subject
+	consents *consent.List
+	captures []consent.Capture
+}
+
+func (l loaded) items() []ResealItem {
+	var items []ResealItem
+	for _, x := range l.subject.Sealed() {
+		item := ResealItem{Kind: itemField, Collection: x.Collection, Field: x.Field, Version: x.Version, Ciphertext: x.Ciphertext}
+		if x.Index {
+			item.Kind, item.Version, item.Normaliser = itemIndex, 0, x.Normaliser
+		}
+		items = append(items, item)
+	}
+	for _, c := range l.captures {
+		items = append(items, ResealItem{Kind: itemDetail, Ciphertext: c.Sealed})
+	}
+	return items
+}
+
+// load reads the subjects that there are; those that were erased are left out.
+func (s *resealing) load(ctx context.Context, ids []uuid.UUID) (all []loaded, err error) {
+	err = s.broker.store.View(ctx, func(r kv.Reader) error {
+		all = nil
+		for _, id := range ids {
+			subject, err := vault.LoadAll(r, id)
+			if errors.Is(err, vault.ErrNoSubject) {
+				continue
+			}
+			if errors.Is(err, vault.ErrIntegrity) {
+				s.fail(err)
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			l := loaded{subject: subject}
+			if l.consents, err = consent.Load(r, id); err != nil {
+				return err
+			}
+			if l.captures, err = l.consents.Captures(r); err != nil {
+				return err
+			}
+			all = append(all, l)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// fail counts a subject that cannot be sealed again. Its key is not dropped.
+func (s *resealing) fail(err error) {
+	code := s.broker.failureCode(err)
+	s.code.Store(&code)
+	s.failed.Add(1)
+	s.broker.log.Error("a subject could not be sealed again", "reason", code)
+}
+
+// batch seals what there is of ids again, and returns those whose older keys may be dropped: all that are there in a
+// first pass, and later those of which something was left.
+func (s *resealing) batch(ctx context.Context, ids []uuid.UUID, first bool) (retirement, error) {
+	var done retirement
+	for try := 0; len(ids) > 0; try++ {
+		if try == rekeyTries {
+			return done, ErrBusy
+		}
+		all, err := s.load(ctx, ids)
+		if err != nil {
+			return done, err
+		}
+		outcomes, err := s.reseal(ctx, itemsOf(all))
+		if err != nil {
+			return done, err
+		}
+		ids = nil
+		var units []unit
+		var sound []resealed
+		for i, l := range all {
+			id := l.subject.ID
+			switch err := outcomes[i].Err; {
+			case err != nil && s.Gone(err):
+				// Erased since it was loaded, or about to be.
+				continue
+			case err != nil && s.Damaged(err) && try < rekeyTries-1:
+				ids = append(ids, id) // it may have been written since it was loaded
+				continue
+			case err != nil && s.Damaged(err):
+				s.fail(err)
+				continue
+			case err != nil:
+				return done, err
+			}
+			u, needed, err := l.unit(outcomes[i].Ref, outcomes[i].Ciphertexts, first)
+			if err != nil {
+				return done, err
+			}
+			if needed {
+				units = append(units, u)
+			}
+			sound = append(sound, resealed{id: id, ref: outcomes[i].Ref, changed: needed})
+		}
+		again, err := s.commit(ctx, verify.KindRecordResealed, nil, units)
+		if err != nil {
+			return done, err
+		}
+		s.changed.Add(int64(len(units) - len(again)))
+		s.Observer.RotationResealed(len(units) - len(again))
+		for _, x := range sound {
+			if _, stale := again[x.id]; stale {
+				ids = append(ids, x.id)
+				continue
+			}
+			n, last, err := s.details(ctx, x.id, x.ref, nil)
+			if errors.Is(err, errUnsound) {
+				continue
+			}
+			if err != nil {
+				return done, err
+			}
+			if n > 0 && !x.changed {
+				x.changed = true
+				s.changed.Add(1)
+			}
+			if x.last = last; x.changed || first {
+				done.subjects = append(done.subjects, x)
+			}
+		}
+	}
+	done.committed = time.Now()
+	return done, nil
+}
+
+func itemsOf(all []loaded) []ResealSubject {
+	subjects := make([]ResealSubject, len(all))
+	for i, l := range all {
+		subjects[i] = ResealSubject{Subject: l.subject.ID, Items: l.items()}
+	}
+	return subjects
+}
+
+// unit is the change that puts ciphertexts in the place of what was loaded, and whether it is needed. It renews the
+// head, so that writes which were sealed under the key before fail. They fail already when something in the records
+// is under the new key: it came by a commit that renewed the head.
+func (l loaded) unit(ref []byte, ciphertexts [][]byte, first bool) (unit, bool, error) {
+	n := len(ciphertexts) - len(l.captures)
+	if n < 0 {
+		return unit{}, false, wrapf(ErrIntegrity, "sidecar answered another number of ciphertexts")
+	}
+	renewed, err := l.subject.Reseal(ciphertexts[:n])
+	if err != nil {
+		return unit{}, false, err
+	}
+	var captures kv.Change
+	for i, c := range l.captures {
+		if sealed := ciphertexts[n+i]; sealed != nil {
+			c.Replace(&captures, sealed)
+		}
+	}
+	if len(renewed.Records) == 0 && len(captures.Sets) == 0 && (!first || n > 0) {
+		return unit{}, false, nil
+	}
+	u := newUnit(ref, renewed)
+	u.change.Merge(captures)
+	l.consents.Expect(&u.change) // a capture that was added meanwhile is still under the key before
+	u.close()
+	return u, true, nil
+}
+
+// reseal asks the sidecar to seal subjects again, in as many calls as their size demands. Outcomes are in the order
+// of subjects.
+func (s *resealing) reseal(ctx context.Context, subjects []ResealSubject) ([]ResealedSubject, error) {
+	out := make([]ResealedSubject, len(subjects))
+	var call []ResealSubject
+	var at []int // of each in call, its place in subjects
+	size, count := 0, 0
+	send := func() error {
+		if len(call) == 0 {
+			return nil
+		}
+		outcomes, err := s.Keys.Reseal(ctx, s.rotation, call)
+		if err == nil && len(outcomes) != len(call) {
+			err = wrapf(ErrIntegrity, "sidecar answered another number of subjects")
+		}
+		if err != nil {
+			return wrapf(err, "sealing again")
+		}
+		for i, o := range outcomes {
+			if o.Err == nil && len(o.Ciphertexts) != len(call[i].Items) {
+				return wrapf(ErrIntegrity, "sidecar answered another number of ciphertexts")
+			}
+			to := &out[at[i]]
+			if to.Err == nil {
+				to.Err, to.Ref = o.Err, o.Ref
+			}
+			to.Ciphertexts = append(to.Ciphertexts, o.Ciphertexts...)
+		}
+		call, at, size, count = nil, nil, 0, 0
+		return nil
+	}
+	for i, subject := range subjects {
+		for items := subject.Items; ; {
+			n, bytes := prefix(items, rekeyBytes)
+			full := len(call) == rekeyBatch || size+bytes > rekeyBytes || count+n > rekeyCallItems || len(at) > 0 && at[len(at)-1] == i
+			if full {
+				if err := send(); err != nil {
+					return nil, err
+				}
+			}
+			call, at, size = append(call, ResealSubject{Subject: subject.Subject, Items: items[:n]}), append(at, i), size+bytes
+			count += n
+			if items = items[n:]; len(items) == 0 {
+				break
+			}
+		}
+	}
+	return out, send()
+}
+
+// prefix returns how many items fit into one call, at least one if there is any, and their size.
+func prefix(items []ResealItem, limit int) (n, size int) {
+	for n < len(items) && n < rekeyItems {
+		next := len(items[n].Ciphertext) + 64
+		if n > 0 && size+next > limit {
+			break
+		}
+		n, size = n+1, size+next
+	}
+	return n, size
+}
+
+// details seals the details again of the entries about a subject that lie after the given row of the index by
+// subject. It returns how many it sealed and the last row that it has looked at.
+func (s *resealing) details(ctx context.Context, id uuid.UUID, ref, after []byte) (changed int, last []byte, err error) {
+	last = after
+	for tries := 0; ; {
+		rows, err := s.broker.ledger.SubjectRows(ctx, ref, last, rekeyDetails)
+		if err != nil || len(rows) == 0 {
+			return changed, last, err
+		}
+		n, err := s.detailPage(ctx, id, ref, rows)
+		if errors.Is(err, vault.ErrStale) && tries < rekeyTries {
+			tries++ // erased meanwhile, or sealed again by another; the rows tell
+			continue
+		}
+		if err != nil {
+			return changed, last, err
+		}
+		changed, last, tries = changed+n, rows[len(rows)-1], 0
+		if len(rows) < rekeyDetails {
+			return changed, last, nil
+		}
+	}
+}
+
+func (s *resealing) detailPage(ctx context.Context, id uuid.UUID, ref []byte, rows [][]byte) (int, error) {
+	keys := make([][]byte, len(rows))
+	for i, row := range rows {
+		keys[i] = detailKey(int64(binary.BigEndian.Uint64(row[len(row)-8:])))
+	}
+	var values [][]byte
+	err := s.broker.store.View(ctx, func(r kv.Reader) (err error) {
+		values, err = r.Get(keys...)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	subject := ResealSubject{Subject: id}
+	var found [][]byte
+	for i, v := range values {
+		if v != nil {
+			subject.Items = append(subject.Items, ResealItem{Kind: itemDetail, Ciphertext: v})
+			found = append(found, keys[i])
+		}
+	}
+	if len(found) == 0 {
+		return 0, nil
+	}
+	outcomes, err := s.reseal(ctx, []ResealSubject{subject})
+	if err != nil {
+		return 0, err
+	}
+	switch err := outcomes[0].Err; {
+	case err != nil && s.Gone(err):
+		return 0, nil
+	case err != nil && s.Damaged(err):
+		s.fail(err)
+		return 0, errUnsound
+	case err != nil:
+		return 0, err
+	}
+	var units []unit
+	u := unit{id: id, ref: ref}
+	changed := 0
+	for i, sealed := range outcomes[0].Ciphertexts {
+		if sealed == nil {
+			continue
+		}
+		changed++
+		u.change.Expect(found[i], subject.Items[i].Ciphertext, vault.ErrStale)
+		u.change.Set(found[i], sealed)
+		if u.size += len(sealed); u.size > rekeyBytes/2 {
+			u.close()
+			units, u = append(units, u), unit{id: id, ref: ref}
+		}
+	}
+	if len(u.change.Sets) > 0 {
+		u.close()
+		units = append(units, u)
+	}
+	again, err := s.commit(ctx, verify.KindRecordResealed, nil, units)
+	if err == nil && len(again) > 0 {
+		err = vault.ErrStale
+	}
+	return changed, err
+}
+
+// retireDue drops the keys of those whose pause is over.
+func (s *resealing) retireDue(ctx context.Context) error {
+	due := 0
+	for due < len(s.retiring) && time.Since(s.retiring[due].committed) >= s.Pause {
+		due++
+	}
+	if due == 0 {
+		return nil
+	}
+	err := s.retire(ctx, s.retiring[:due])
+	if err == nil {
+		s.retiring = append([]retirement(nil), s.retiring[due:]...)
+	}
+	return err
+}
+
+// retireAll drops the keys of all that are waiting, when their pause is over.
+func (s *resealing) retireAll(ctx context.Context) error {
+	for len(s.retiring) > 0 {
+		if !wait(ctx, s.Pause-time.Since(s.retiring[0].committed)) {
+			return context.Cause(ctx)
+		}
+		if err := s.retireDue(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// retire drops older keys. A detail that was sealed under one before it was replaced, and committed without the
+// head's knowing, is in the ledger by now: nothing that was sealed so long ago is committed any more, and the
+// barrier waits for what is being committed.
+func (s *resealing) retire(ctx context.Context, due []retirement) error {
+	if err := s.barrier(ctx); err != nil {
+		return err
+	}
+	for _, d := range due {
+		ids := make([]uuid.UUID, 0, len(d.subjects))
+		for _, x := range d.subjects {
+			_, _, err := s.details(ctx, x.id, x.ref, x.last)
+			if errors.Is(err, errUnsound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			ids = append(ids, x.id)
+		}
+		outcomes, err := s.Keys.Retire(ctx, s.rotation, ids)
+		if err == nil && len(outcomes) != len(ids) {
+			err = wrapf(ErrIntegrity, "sidecar answered another number of subjects")
+		}
+		if err != nil {
+			return wrapf(err, "dropping older keys")
+		}
+		for _, err := range outcomes {
+			if err != nil && !s.Gone(err) {
+				return wrapf(err, "dropping an older key")
+			}
+		}
+	}
+	return nil
+}
