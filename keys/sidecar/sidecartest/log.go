@@ -151,10 +151,10 @@ func (l *Log) ProveConsistency(_ context.Context, from, to int64) ([]tlog.Hash, 
 func (l *Log) Cosigned(size int64, line []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.cosigned[size] = string(line)
+	l.cosigned[size] += string(line)
 }
 
-// Cosignature returns the line that Cosigned was told for size, "" when it was not.
+// Cosignature returns the lines that Cosigned was told for size, "" when it was not.
 func (l *Log) Cosignature(size int64) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
