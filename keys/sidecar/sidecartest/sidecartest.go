@@ -432,3 +432,25 @@ func (w *World) Entry(ref []byte, fields []string, change func(*verify.Entry)) [
 	}
 	return b
 }
+
+// Erasure returns an entry that records the erasure of the subject with this reference now. change may be nil.
+func (w *World) Erasure(ref []byte, change func(*verify.Entry)) []byte {
+	w.T.Helper()
+	e := verify.Entry{
+		ID:         uuid.NewString(),
+		Time:       verify.FormatTime(w.Clock.Now()),
+		Kind:       verify.KindSubjectErased,
+		Caller:     &verify.Caller{ID: "privacy", Kind: "person", Role: "privacy", Authn: "token"},
+		SubjectRef: verify.FormatRef(ref),
+		Reason:     "request",
+		Erasure:    &verify.Erasure{ID: uuid.NewString(), Fields: []string{"profile.email"}, Method: verify.MethodCryptographicErase},
+	}
+	if change != nil {
+		change(&e)
+	}
+	b, err := verify.Encode(e)
+	if err != nil {
+		w.T.Errorf("encoding entry: %v", err)
+	}
+	return b
+}
