@@ -82,7 +82,8 @@ type Prover interface {
 	// ProveConsistency proves that the tree of size from, above 0, is a prefix of the tree of size to.
 	ProveConsistency(ctx context.Context, from, to int64) ([]tlog.Hash, error)
 	// Cosigned is told the sidecar's signature line over the checkpoint of the given size, for growing
-	// sizes, from one goroutine at a time.
+	// sizes, from one goroutine at a time. While the sidecar's key is being changed it is told a line of each
+	// key for the same size, that of the newest first.
 	Cosigned(size int64, line []byte)
 }
 
@@ -124,8 +125,11 @@ type Status struct {
 	LedgerKey     string
 	WitnessedSize int64
 	WitnessedRoot []byte
-	KEK           string // kind
-	KEKState      error  // nil, or why the KEK cannot be used now
+	KEK           string    // kind
+	KEKState      error     // nil, or why the KEK cannot be used now
+	WitnessKeys   []string  // all that cosign now, the newest, WitnessKey, first
+	LedgerKeys    []string  // all that are bound, the newest, LedgerKey, first
+	NextEpoch     time.Time // by which the next epoch is due; zero: none is planned, or it is not known now
 }
 
 // Client calls the sidecar. Its methods may be called from any goroutine. Byte slices given to it must not
@@ -351,6 +355,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 		Instance: r.Instance, Sidecar: r.Sidecar, WitnessKey: r.WitnessKey, Generation: r.Generation,
 		Origin: r.Origin, LedgerKey: r.LedgerKey, WitnessedSize: r.WitnessedSize, WitnessedRoot: r.WitnessedRoot,
 		KEK: r.Kek, KEKState: keys.ErrorOf(r.KekState),
+		WitnessKeys: r.WitnessKeys, LedgerKeys: r.LedgerKeys, NextEpoch: timeOf(r.NextEpoch),
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -92,19 +93,21 @@ func (c *Client) lost(s step) {
 	c.restart(s, acked)
 }
 
-// witnessed notes that the sidecar has s, and hands its cosignature to p.
-func (c *Client) witnessed(p Prover, s step, line []byte) {
+// witnessed notes that the sidecar has s, and hands the lines of its cosignature to p.
+func (c *Client) witnessed(p Prover, s step, lines []byte) {
 	c.mu.Lock()
 	c.acked = max(c.acked, s.size)
 	c.mu.Unlock()
-	if len(line) == 0 {
+	if len(lines) == 0 {
 		return
 	}
 	c.toldMu.Lock()
 	defer c.toldMu.Unlock()
 	if s.size > c.told {
 		c.told = s.size
-		p.Cosigned(s.size, line)
+		for line := range bytes.Lines(lines) {
+			p.Cosigned(s.size, line)
+		}
 	}
 }
 
@@ -252,8 +255,8 @@ func openedOf(asked *keyspb.OpenItem, got *keyspb.OpenedItem) ([]OpenedField, er
 	return fields, nil
 }
 
-// Witness shows the sidecar the ledger's current checkpoint and returns its cosignature, or none when another
-// call has taken the sidecar further meanwhile. It returns
+// Witness shows the sidecar the ledger's current checkpoint and returns its cosignature, a line for each of its
+// keys, or none when another call has taken the sidecar further meanwhile. It returns
 // keys.ErrRolledBack when the sidecar has witnessed more than the ledger holds: the ledger was cut, or
 // restored from an older copy.
 func (c *Client) Witness(ctx context.Context) ([]byte, error) {

@@ -68,10 +68,11 @@ const (
 type budget struct {
 	limit Budget
 	now   func() time.Time
-	begun time.Time
 	seed  maphash.Seed
 
 	mu      sync.Mutex // guards all below
+	begun   time.Time
+	latest  time.Duration // since begun; never decreases
 	slot    int64
 	seen    map[uint64]uint64 // slot by hash of account and subject
 	pairs   int               // of a caller and a subject, in seen
@@ -108,10 +109,7 @@ func (b *budget) newID() uint64 {
 func (b *budget) take(caller string, ref []byte) (account, limit string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	elapsed := max(b.now().Sub(b.begun), 0)
-	if slot := int64(elapsed / slotTime); slot > b.slot {
-		b.turnLocked(slot, elapsed)
-	}
+	elapsed := b.elapsedLocked()
 	name, a := b.accountLocked(caller)
 	// Every check comes before anything is counted.
 	emptyAll, ok := leak(b.total.empty, elapsed, b.limit.TotalOpensPerSecond, b.limit.TotalBurst)
@@ -138,6 +136,22 @@ func (b *budget) take(caller string, ref []byte) (account, limit string) {
 		b.pairs++
 	}
 	return name, ""
+}
+
+// elapsedLocked is the time since the budget began, in whose slot it puts the table. A clock that was set back goes
+// on from where it was.
+func (b *budget) elapsedLocked() time.Duration {
+	now := b.now()
+	elapsed := now.Sub(b.begun)
+	if elapsed < b.latest {
+		b.begun = now.Add(-b.latest)
+		elapsed = b.latest
+	}
+	b.latest = elapsed
+	if slot := int64(elapsed / slotTime); slot > b.slot {
+		b.turnLocked(slot, elapsed)
+	}
+	return elapsed
 }
 
 // leak adds one open to a bucket that is empty at the given time, if it has room.
@@ -241,10 +255,7 @@ type BudgetUse struct {
 func (b *budget) use() BudgetUse {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	elapsed := max(b.now().Sub(b.begun), 0)
-	if slot := int64(elapsed / slotTime); slot > b.slot {
-		b.turnLocked(slot, elapsed)
-	}
+	b.elapsedLocked()
 	most := 0
 	for _, a := range b.callers {
 		most = max(most, a.live)

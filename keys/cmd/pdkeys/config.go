@@ -1,14 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/user"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-viper/mapstructure/v2"
@@ -40,8 +43,15 @@ import (
 //	      role_id_file: /etc/pdkeys/role-id
 //	      secret_id_file: /run/pdkeys/secret-id
 //	      wrapped: true       # secret_id_file holds a wrapping token
+//	    epoch:                # the role that may rotate, raise minima and trim; without it no epoch is planned
+//	      role_id_file: /etc/pdkeys/epoch-role-id
+//	      secret_id_file: /run/pdkeys/epoch-secret-id
+//	      wrapped: true
 //	  local:
 //	    path: /var/lib/pdkeys/root.key
+//	epoch: {interval: 7d}     # at most 30d; or {schedule: off}, then older copies of the keys stay alive
+//	witness_overlap: 30d      # how long a replaced witness key goes on cosigning
+//	budget: {opens_per_second: 20000, subjects_per_hour: 200000} # of one caller; three times that of all
 //	cache: {size: 10000, ttl: 30s}
 //	metrics: {textfile: /var/lib/node_exporter/pdkeys.prom}
 //	log: {level: info}
@@ -63,6 +73,16 @@ type Config struct {
 		} `koanf:"local"`
 		HCVault HCVault `koanf:"hcvault"`
 	} `koanf:"kek"`
+	Epoch struct {
+		Interval Interval `koanf:"interval"` // absent: 7d
+		Schedule string   `koanf:"schedule"` // off, or empty
+	} `koanf:"epoch"`
+	// WitnessOverlap is how long a replaced witness key goes on cosigning. Absent: the keyring's own default.
+	WitnessOverlap Interval `koanf:"witness_overlap"`
+	Budget         struct {
+		OpensPerSecond  int `koanf:"opens_per_second"`  // of one caller; 0: 20,000
+		SubjectsPerHour int `koanf:"subjects_per_hour"` // of one caller; 0: 200,000
+	} `koanf:"budget"`
 	Cache struct {
 		Size int           `koanf:"size"` // bundles; 0: 10,000
 		TTL  time.Duration `koanf:"ttl"`  // 0: 30 s; at most 300 s
@@ -82,19 +102,52 @@ type Config struct {
 
 // HCVault says how HashiCorp Vault is reached.
 type HCVault struct {
-	Address    string `koanf:"address"`
-	CAFile     string `koanf:"ca_file"`
-	ServerName string `koanf:"server_name"`
-	Namespace  string `koanf:"namespace"`
-	Mount      string `koanf:"mount"` // empty: transit
-	Key        string `koanf:"key"`
-	AppRole    struct {
-		Mount        string `koanf:"mount"` // empty: approle
-		RoleIDFile   string `koanf:"role_id_file"`
-		SecretIDFile string `koanf:"secret_id_file"`
-		Wrapped      bool   `koanf:"wrapped"`
-	} `koanf:"approle"`
-	AllowPlainHTTPOnLoopback bool `koanf:"allow_plain_http_on_loopback"`
+	Address    string  `koanf:"address"`
+	CAFile     string  `koanf:"ca_file"`
+	ServerName string  `koanf:"server_name"`
+	Namespace  string  `koanf:"namespace"`
+	Mount      string  `koanf:"mount"` // empty: transit
+	Key        string  `koanf:"key"`
+	AppRole    AppRole `koanf:"approle"`
+	// Epoch is the role of the epoch job alone, which may do what the other one must not.
+	Epoch                    AppRole `koanf:"epoch"`
+	AllowPlainHTTPOnLoopback bool    `koanf:"allow_plain_http_on_loopback"`
+}
+
+// AppRole says how to log in to HashiCorp Vault.
+type AppRole struct {
+	Mount        string `koanf:"mount"` // empty: approle
+	RoleIDFile   string `koanf:"role_id_file"`
+	SecretIDFile string `koanf:"secret_id_file"`
+	Wrapped      bool   `koanf:"wrapped"`
+}
+
+// Interval is a duration of at least a second, in the form of Go or as a number of days: 168h, 7d.
+type Interval time.Duration
+
+var errInterval = errors.New("want a duration such as 168h or 7d, of at least 1s")
+
+func parseInterval(s string) (Interval, error) {
+	d, err := time.ParseDuration(s)
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, e := strconv.ParseUint(days, 10, 16)
+		d, err = time.Duration(n)*24*time.Hour, e
+	}
+	if err != nil || d < time.Second {
+		return 0, errInterval
+	}
+	return Interval(d), nil
+}
+
+// intervalHook decodes every Interval, and refuses what is not one with more than the name of a type.
+func intervalHook(_, to reflect.Type, data any) (any, error) {
+	if to != reflect.TypeFor[Interval]() {
+		return data, nil
+	}
+	if s, ok := data.(string); ok {
+		return parseInterval(s)
+	}
+	return nil, fmt.Errorf("%w; to plan no epoch write epoch: {schedule: off}", errInterval)
 }
 
 const (
@@ -103,6 +156,12 @@ const (
 
 	maxCacheTTL  = 300 * time.Second
 	maxCacheSize = 100_000
+
+	defaultEpoch = 7 * 24 * time.Hour
+	maxEpoch     = 30 * 24 * time.Hour
+	maxOverlap   = 366 * 24 * time.Hour
+	scheduleOff  = "off"
+	maxOpens     = 10_000_000
 )
 
 var instanceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
@@ -124,7 +183,7 @@ func loadConfig(path string) (Config, error) {
 	err = ko.UnmarshalWithConf("", &c, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
 		Result: &c, TagName: "koanf", ErrorUnused: true,
 		MatchName:  func(member, field string) bool { return member == field },
-		DecodeHook: mapstructure.StringToTimeDurationHookFunc(),
+		DecodeHook: mapstructure.ComposeDecodeHookFunc(intervalHook, mapstructure.StringToTimeDurationHookFunc()),
 	}})
 	if err != nil {
 		return c, fmt.Errorf("reading configuration: %w", err)
@@ -135,7 +194,7 @@ func loadConfig(path string) (Config, error) {
 	}
 	for _, p := range []*string{
 		&c.Socket.Path, &c.Store.Dir, &c.KEK.Local.Path, &c.KEK.HCVault.CAFile, &c.KEK.HCVault.AppRole.RoleIDFile,
-		&c.KEK.HCVault.AppRole.SecretIDFile, &c.Metrics.Textfile,
+		&c.KEK.HCVault.AppRole.SecretIDFile, &c.KEK.HCVault.Epoch.RoleIDFile, &c.KEK.HCVault.Epoch.SecretIDFile, &c.Metrics.Textfile,
 	} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
@@ -156,6 +215,13 @@ func (c *Config) check() error {
 	need(c.Socket.Path != "", "socket.path is missing")
 	need(c.Store.Dir != "", "store.dir is missing")
 	need(c.Cache.Size >= 0 && c.Cache.Size <= maxCacheSize, "cache.size: want at most %d", maxCacheSize)
+	need(c.Epoch.Schedule == "" || c.Epoch.Schedule == scheduleOff, "epoch.schedule: want off, or nothing")
+	need(c.Epoch.Schedule == "" || c.Epoch.Interval == 0, "epoch.interval is given, but epoch.schedule is off")
+	need(time.Duration(c.Epoch.Interval) <= maxEpoch,
+		"epoch.interval: want at most 30d, since for so long erased data can be read from a backup of the keys")
+	need(time.Duration(c.WitnessOverlap) <= maxOverlap, "witness_overlap: want at most 366d")
+	need(c.Budget.OpensPerSecond >= 0 && c.Budget.OpensPerSecond <= maxOpens, "budget.opens_per_second: want at most %d", maxOpens)
+	need(c.Budget.SubjectsPerHour >= 0 && c.Budget.SubjectsPerHour <= maxOpens, "budget.subjects_per_hour: want at most %d", maxOpens)
 	need(c.Cache.TTL >= 0 && c.Cache.TTL <= maxCacheTTL, "cache.ttl: want at most %v", maxCacheTTL)
 	if c.Log.Level != "" {
 		need(c.level.UnmarshalText([]byte(c.Log.Level)) == nil, "log.level: want debug, info, warn or error")
@@ -175,10 +241,27 @@ func (c *Config) check() error {
 		need(h.Key != "", "kek.hcvault.key is missing")
 		need(h.AppRole.RoleIDFile != "", "kek.hcvault.approle.role_id_file is missing")
 		need(h.AppRole.SecretIDFile != "", "kek.hcvault.approle.secret_id_file is missing")
+		if h.Epoch != (AppRole{}) {
+			need(h.Epoch.RoleIDFile != "", "kek.hcvault.epoch.role_id_file is missing")
+			need(h.Epoch.SecretIDFile != "", "kek.hcvault.epoch.secret_id_file is missing")
+		} else {
+			need(c.Epoch.Interval == 0, "epoch.interval is given, but kek.hcvault.epoch is missing: no role may carry an epoch out")
+		}
 	default:
 		need(false, "kek.type: want %s or %s", kekLocal, kekHCVault)
 	}
 	return errors.Join(wrong...)
+}
+
+// mayEpoch reports whether this sidecar has what carries out an epoch.
+func (c *Config) mayEpoch() bool { return c.KEK.Type == kekLocal || c.KEK.HCVault.Epoch != (AppRole{}) }
+
+// epochInterval is the time between two epochs, 0 when none are planned.
+func (c *Config) epochInterval() time.Duration {
+	if c.Epoch.Schedule == scheduleOff || !c.mayEpoch() {
+		return 0
+	}
+	return cmp.Or(time.Duration(c.Epoch.Interval), defaultEpoch)
 }
 
 func groupID(name string) (int, error) {

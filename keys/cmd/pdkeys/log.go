@@ -10,10 +10,10 @@ import (
 var logged = map[string]bool{
 	slog.TimeKey: true, slog.LevelKey: true, slog.MessageKey: true,
 
-	"addr": true, "attempt": true, "backoff": true, "bytes": true, "call": true, "changes": true, "code": true, "count": true,
+	"addr": true, "attempt": true, "backoff": true, "bytes": true, "call": true, "caller": true, "changes": true, "code": true, "count": true,
 	"dir": true, "error": true, "free": true, "generation": true, "hits": true, "id": true, "instance": true, "items": true,
 	"kek": true, "kek_failures": true, "limit": true, "magic": true, "misses": true, "op": true, "opens": true, "origin": true,
-	"path": true, "pid": true, "sidecar": true, "signal": true, "size": true, "socket": true, "stack": true, "state": true,
+	"path": true, "pid": true, "scope": true, "sidecar": true, "signal": true, "size": true, "socket": true, "stack": true, "state": true,
 	"status": true, "took": true, "ttl": true, "uid": true, "unwraps": true, "version": true, "wait": true, "why": true,
 	"witnessed": true,
 }

@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/prototypster/pdvault/keys"
@@ -30,20 +31,23 @@ import (
 // does not take a write.
 const (
 	exitOK     = 0
-	exitFailed = 1 // anything else, also: status found the sidecar or its KEK unusable
+	exitFailed = 1 // anything else, also: status found the sidecar or its KEK unusable, a rotation that was followed failed
 	exitUsage  = 2 // wrong arguments or configuration
 	exitStore  = 3 // the key store is not there, is there already, or is not sound
 	exitKEK    = 4 // the key-encryption key cannot be used now; a later start may succeed
 	exitSocket = 5 // the socket cannot be made as it must be
+	exitBusy   = 6 // another rotation is under way
 )
 
 const exitHelp = `Exit codes:
   0  success
-  1  failure; for status: the sidecar cannot be reached, or its KEK cannot be used
+  1  failure; for status: the sidecar cannot be reached, or its KEK cannot be used;
+     for jobs --follow: the rotation failed
   2  wrong arguments or configuration
   3  key store absent, present already, of another instance, or not sound
   4  key-encryption key cannot be used now; a later start may succeed
   5  socket cannot be made as it must be
+  6  another rotation is under way
   74 the disk did not take a write of the key store`
 
 // errUsage marks errors in arguments and configuration.
@@ -74,6 +78,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, sidecar.ErrSocket):
 		return exitSocket
+	case errors.Is(err, keys.ErrJobRunning):
+		return exitBusy
 	case errors.Is(err, keyring.ErrNotCreated), errors.Is(err, keyring.ErrNotEmpty), errors.Is(err, keyring.ErrOtherInstance),
 		errors.Is(err, localkek.ErrExists), errors.Is(err, sidecar.ErrState), errors.Is(err, badgerkv.ErrInUse),
 		errors.Is(err, kv.ErrIntegrity), errors.Is(err, kv.ErrStorageFull), errors.Is(err, errStore):
@@ -109,6 +115,12 @@ func newCommand(stdout, stderr io.Writer) *cobra.Command {
 		withConfig("status", "Ask the running sidecar how it does", func(cmd *cobra.Command, c Config) error {
 			return status(cmd.Context(), c, stdout)
 		}),
+		rotateCommand(stdout),
+		withConfig("epoch", "Begin an epoch: a new version of the key-encryption key, everything wrapped under it, older versions destroyed",
+			func(cmd *cobra.Command, c Config) error {
+				return startJob(cmd.Context(), c, keyring.ScopeKEK, uuid.Nil, stdout)
+			}),
+		jobsCommand(stdout, stderr),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: usageArgs(cobra.NoArgs),
 			RunE: func(*cobra.Command, []string) error {
@@ -122,10 +134,15 @@ func newCommand(stdout, stderr io.Writer) *cobra.Command {
 
 // withConfig makes a command that takes --config.
 func withConfig(use, short string, run func(*cobra.Command, Config) error) *cobra.Command {
+	return withArgs(use, short, cobra.NoArgs, func(cmd *cobra.Command, _ []string, c Config) error { return run(cmd, c) })
+}
+
+// withArgs makes a command that takes --config and arguments.
+func withArgs(use, short string, args cobra.PositionalArgs, run func(*cobra.Command, []string, Config) error) *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
-		Use: use + " --config FILE", Short: short, Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Use: use + " --config FILE", Short: short, Args: usageArgs(args),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if path == "" {
 				return fmt.Errorf("%w: --config is missing", errUsage)
 			}
@@ -133,7 +150,7 @@ func withConfig(use, short string, run func(*cobra.Command, Config) error) *cobr
 			if err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
 			}
-			return run(cmd, c)
+			return run(cmd, args, c)
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", "", "configuration file (YAML)")

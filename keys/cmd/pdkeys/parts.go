@@ -60,6 +60,9 @@ func openKEK(ctx context.Context, c Config, log *slog.Logger) (keyring.KEK, func
 	return k, k.Close, nil
 }
 
+// MERGE: the one place where a keyring learns of epochs. Once keyring.Config has them, set here
+// EpochInterval: c.epochInterval(), WitnessOverlap: time.Duration(c.WitnessOverlap), and, if c.mayEpoch(), Epochs: the
+// KEK itself when it is a local one, otherwise that of hcvault with the role in c.KEK.HCVault.Epoch.
 func keyringConfig(c Config, kek keyring.KEK, store *badgerkv.Store, log *slog.Logger) keyring.Config {
 	return keyring.Config{
 		Instance: c.Instance, KEK: kek, Store: store, CacheSize: c.Cache.Size, CacheTTL: c.Cache.TTL, Logger: log,

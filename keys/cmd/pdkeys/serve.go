@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -66,24 +67,55 @@ func serve(ctx context.Context, c Config, stderr io.Writer) (err error) {
 	defer func() { err = errors.Join(err, ring.Close()) }()
 
 	// 3. What it remembers of the ledger.
-	server, err := sidecar.New(ctx, sidecar.Config{Instance: c.Instance, Keyring: ring, Logger: log, Observer: stats})
+	server, err := sidecar.New(ctx, sidecarConfig(c, ring, kek, stats, log))
 	if err != nil {
 		return err
+	}
+	if c.epochInterval() == 0 {
+		log.Warn("no epoch is planned: older copies of the keys, and what was erased since, can be read for as long as they exist")
 	}
 
-	// 4. The socket, last.
-	l, err := sidecar.Listen(sidecar.SocketConfig{
-		Path: c.Socket.Path, GroupID: c.group, AllowUIDs: allowed(c), Logger: log, Observer: stats,
-	})
+	// 4. The sockets, last.
+	socket := sidecar.SocketConfig{Path: c.Socket.Path, GroupID: c.group, AllowUIDs: allowed(c), Logger: log, Observer: stats}
+	admin, err := sidecar.ListenAdmin(socket)
 	if err != nil {
 		return err
 	}
-	background.Go(func() { stats.Run(ctx, log, c.Metrics.Textfile, statsEvery) })
+	l, err := sidecar.Listen(socket)
+	if err != nil {
+		return errors.Join(err, admin.Close())
+	}
+	background.Go(func() { stats.Run(ctx, log, c.Metrics.Textfile, statsEvery, server.Gauges) })
 	log.Info("ready", "socket", c.Socket.Path, "instance", c.Instance, "sidecar", ring.SidecarID(), "kek", c.kekName(),
 		"generation", ring.Generation())
-	err = server.Serve(ctx, l, drainTime)
+	err = serveBoth(ctx, stop, server, l, admin)
 	log.Info("stopped")
 	return err
+}
+
+// serveBoth serves the two sockets until ctx ends. When one fails, the other is stopped.
+func serveBoth(ctx context.Context, stop func(), server *sidecar.Server, l, admin net.Listener) error {
+	var adminErr error
+	var other sync.WaitGroup
+	other.Go(func() {
+		defer stop()
+		adminErr = server.ServeAdmin(ctx, admin, drainTime)
+	})
+	err := server.Serve(ctx, l, drainTime)
+	stop()
+	other.Wait()
+	return errors.Join(err, adminErr)
+}
+
+func sidecarConfig(c Config, ring *keyring.Keyring, kek keyring.KEK, stats *sidecar.Stats, log *slog.Logger) sidecar.Config {
+	cfg := sidecar.Config{
+		Instance: c.Instance, Keyring: ring, Logger: log, Observer: stats,
+		Budget: sidecar.Budget{OpensPerSecond: c.Budget.OpensPerSecond, SubjectsPerHour: c.Budget.SubjectsPerHour},
+	}
+	if k, ok := kek.(interface{ TokenValid() time.Duration }); ok {
+		cfg.TokenValid = k.TokenValid
+	}
+	return cfg
 }
 
 // allowed are the users who may connect: those of the configuration, and our own for pdkeys status.

@@ -20,18 +20,24 @@ type Log struct {
 	Origin string
 	Key    string // verifier key
 
-	t      testing.TB
-	signer note.Signer
+	t testing.TB
 
 	mu       sync.Mutex // guards all below
+	signers  []note.Signer
 	entries  [][]byte
 	hashes   []tlog.Hash // as StoredHashes gives them
 	note     []byte
 	cosigned map[int64]string
 }
 
-// NewLog returns an empty log with a key of its own.
-func NewLog(t testing.TB, origin string) *Log {
+// LogKey is a key that signs a log, Text its verifier key.
+type LogKey struct {
+	Text   string
+	signer note.Signer
+}
+
+// NewLogKey returns a new key of a log of this origin.
+func NewLogKey(t testing.TB, origin string) LogKey {
 	t.Helper()
 	secret, key, err := note.GenerateKey(rand.Reader, origin)
 	if err != nil {
@@ -41,16 +47,39 @@ func NewLog(t testing.TB, origin string) *Log {
 	if err != nil {
 		t.Fatalf("loading ledger key: %v", err)
 	}
-	l := &Log{t: t, Origin: origin, Key: key, signer: signer, cosigned: make(map[int64]string)}
+	return LogKey{key, signer}
+}
+
+// NewLog returns an empty log with a key of its own.
+func NewLog(t testing.TB, origin string) *Log {
+	t.Helper()
+	return NewLogWith(t, origin, NewLogKey(t, origin))
+}
+
+// NewLogWith returns an empty log that this key signs.
+func NewLogWith(t testing.TB, origin string, key LogKey) *Log {
+	t.Helper()
+	l := &Log{t: t, Origin: origin, Key: key.Text, signers: []note.Signer{key.signer}, cosigned: make(map[int64]string)}
 	l.sign()
 	return l
+}
+
+// SignWith signs the checkpoint anew, and all later ones, with these keys.
+func (l *Log) SignWith(keys ...LogKey) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.signers = nil
+	for _, k := range keys {
+		l.signers = append(l.signers, k.signer)
+	}
+	l.sign()
 }
 
 // Fork returns a log with the same key and the first size entries.
 func (l *Log) Fork(size int64) *Log {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &Log{t: l.t, Origin: l.Origin, Key: l.Key, signer: l.signer, cosigned: make(map[int64]string)}
+	f := &Log{t: l.t, Origin: l.Origin, Key: l.Key, signers: slices.Clone(l.signers), cosigned: make(map[int64]string)}
 	f.entries = slices.Clone(l.entries[:size])
 	f.hashes = slices.Clone(l.hashes[:tlog.StoredHashCount(size)])
 	f.sign()
@@ -104,7 +133,7 @@ func (l *Log) sign() {
 		l.t.Errorf("hashing tree: %v", err)
 	}
 	cp := verify.Checkpoint{Origin: l.Origin, Size: int64(len(l.entries)), Root: root}
-	if l.note, err = note.Sign(&note.Note{Text: string(cp.Format())}, l.signer); err != nil {
+	if l.note, err = note.Sign(&note.Note{Text: string(cp.Format())}, l.signers...); err != nil {
 		l.t.Errorf("signing checkpoint: %v", err)
 	}
 }
@@ -151,10 +180,10 @@ func (l *Log) ProveConsistency(_ context.Context, from, to int64) ([]tlog.Hash, 
 func (l *Log) Cosigned(size int64, line []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.cosigned[size] = string(line)
+	l.cosigned[size] += string(line)
 }
 
-// Cosignature returns the line that Cosigned was told for size, "" when it was not.
+// Cosignature returns the lines that Cosigned was told for size, "" when it was not.
 func (l *Log) Cosignature(size int64) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

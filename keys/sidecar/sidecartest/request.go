@@ -60,3 +60,14 @@ func Hashes(proof []tlog.Hash) [][]byte {
 	}
 	return out
 }
+
+// DestroyRequest returns a request to destroy subject on the strength of the entry at index, proven by log.
+func (w *World) DestroyRequest(log *Log, index int64, entry []byte, subject uuid.UUID) *keyspb.DestroyRequest {
+	w.T.Helper()
+	item := &keyspb.OpenItem{Index: index}
+	req := w.Request(log, item)
+	return &keyspb.DestroyRequest{
+		Checkpoint: req.Checkpoint, From: req.From, Consistency: req.Consistency,
+		Items: []*keyspb.DestroyItem{{Index: index, Entry: entry, Inclusion: item.Inclusion, Subject: subject[:]}},
+	}
+}

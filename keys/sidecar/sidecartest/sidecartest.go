@@ -6,6 +6,7 @@ package sidecartest
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"net"
@@ -62,12 +63,13 @@ type Ring struct {
 	mu     sync.Mutex
 	before func(op string) error // guarded by mu
 	calls  []string              // guarded by mu
+	keys   *Keys                 // guarded by mu; nil: the keyring's own
 }
 
 var _ sidecar.Keyring = (*Ring)(nil)
 
-// Before makes the ring call f at the start of each call: Seal, Prepare, Index, Open, Ready, SaveState. An
-// error is returned as the call's own. Nil ends it.
+// Before makes the ring call f at the start of each call: Seal, Prepare, Index, Open, Ready, SaveState, DestroyRef,
+// Reseal, Retire, Reindex, StartJob, Jobs, AdvanceJob, Inventory. An error is returned as the call's own. Nil ends it.
 func (r *Ring) Before(f func(op string) error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -151,6 +153,107 @@ func (r *Ring) SaveState(ctx context.Context, name string, value []byte) error {
 	return r.Keyring.SaveState(ctx, name, value)
 }
 
+// about is who answers what concerns the keys themselves.
+func (r *Ring) about() keysOf {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.keys != nil {
+		return r.keys
+	}
+	return r.Keyring
+}
+
+// keysOf is the part of sidecar.Keyring that Keys stands in for.
+type keysOf interface {
+	WitnessKeys() []ed25519.PublicKey
+	WitnessSignWith(i int, message []byte) ([]byte, error)
+	DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, reason string) (keyring.Destroyed, error)
+	Reseal(ctx context.Context, rotation uint32, subjects []keyring.ResealSubject) ([]keyring.ResealedSubject, error)
+	Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error)
+	Reindex(ctx context.Context, subjects []keyring.ReindexSubject) ([]keyring.ReindexedSubject, error)
+	StartJob(ctx context.Context, scope string, subject uuid.UUID, by string) (keyring.Job, error)
+	Jobs(ctx context.Context) ([]keyring.Job, error)
+	AdvanceJob(ctx context.Context, id uuid.UUID, p keyring.Progress) (keyring.Job, error)
+	Inventory(ctx context.Context) (keyring.Inventory, error)
+}
+
+var (
+	_ keysOf = (*Keys)(nil)
+	_ keysOf = (*keyring.Keyring)(nil)
+)
+
+// WitnessKeys implements sidecar.Keyring.
+func (r *Ring) WitnessKeys() []ed25519.PublicKey { return r.about().WitnessKeys() }
+
+// WitnessSignWith implements sidecar.Keyring.
+func (r *Ring) WitnessSignWith(i int, message []byte) ([]byte, error) {
+	return r.about().WitnessSignWith(i, message)
+}
+
+// DestroyRef implements sidecar.Keyring.
+func (r *Ring) DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, reason string) (keyring.Destroyed, error) {
+	if err := r.enter("DestroyRef", ""); err != nil {
+		return keyring.Destroyed{}, err
+	}
+	return r.about().DestroyRef(ctx, subject, ref, reason)
+}
+
+// Reseal implements sidecar.Keyring.
+func (r *Ring) Reseal(ctx context.Context, rotation uint32, s []keyring.ResealSubject) ([]keyring.ResealedSubject, error) {
+	if err := r.enter("Reseal", ""); err != nil {
+		return nil, err
+	}
+	return r.about().Reseal(ctx, rotation, s)
+}
+
+// Retire implements sidecar.Keyring.
+func (r *Ring) Retire(ctx context.Context, rotation uint32, s []uuid.UUID) ([]error, error) {
+	if err := r.enter("Retire", ""); err != nil {
+		return nil, err
+	}
+	return r.about().Retire(ctx, rotation, s)
+}
+
+// Reindex implements sidecar.Keyring.
+func (r *Ring) Reindex(ctx context.Context, s []keyring.ReindexSubject) ([]keyring.ReindexedSubject, error) {
+	if err := r.enter("Reindex", ""); err != nil {
+		return nil, err
+	}
+	return r.about().Reindex(ctx, s)
+}
+
+// StartJob implements sidecar.Keyring.
+func (r *Ring) StartJob(ctx context.Context, scope string, subject uuid.UUID, by string) (keyring.Job, error) {
+	if err := r.enter("StartJob", ""); err != nil {
+		return keyring.Job{}, err
+	}
+	return r.about().StartJob(ctx, scope, subject, by)
+}
+
+// Jobs implements sidecar.Keyring.
+func (r *Ring) Jobs(ctx context.Context) ([]keyring.Job, error) {
+	if err := r.enter("Jobs", ""); err != nil {
+		return nil, err
+	}
+	return r.about().Jobs(ctx)
+}
+
+// AdvanceJob implements sidecar.Keyring.
+func (r *Ring) AdvanceJob(ctx context.Context, id uuid.UUID, p keyring.Progress) (keyring.Job, error) {
+	if err := r.enter("AdvanceJob", ""); err != nil {
+		return keyring.Job{}, err
+	}
+	return r.about().AdvanceJob(ctx, id, p)
+}
+
+// Inventory implements sidecar.Keyring.
+func (r *Ring) Inventory(ctx context.Context) (keyring.Inventory, error) {
+	if err := r.enter("Inventory", ""); err != nil {
+		return keyring.Inventory{}, err
+	}
+	return r.about().Inventory(ctx)
+}
+
 // World is one sidecar and one ledger.
 type World struct {
 	T      testing.TB
@@ -160,6 +263,8 @@ type World struct {
 	Stats  *sidecar.Stats
 	Server *sidecar.Server
 	Socket string
+	// Configure, unless nil, changes the configuration of the next server.
+	Configure func(*sidecar.Config)
 
 	stop func()
 }
@@ -218,7 +323,11 @@ func (w *World) Restart() {
 	served := w.stop != nil
 	w.Stop()
 	w.Stats = sidecar.NewStats()
-	s, err := sidecar.New(w.T.Context(), sidecar.Config{Instance: Instance, Keyring: w.Ring, Now: w.Clock.Now, Observer: w.Stats})
+	cfg := sidecar.Config{Instance: Instance, Keyring: w.Ring, Now: w.Clock.Now, Observer: w.Stats}
+	if w.Configure != nil {
+		w.Configure(&cfg)
+	}
+	s, err := sidecar.New(w.T.Context(), cfg)
 	if err != nil {
 		w.T.Fatalf("making sidecar: %v", err)
 	}
@@ -228,25 +337,34 @@ func (w *World) Restart() {
 	}
 }
 
-// Serve serves the socket until Stop, or the end of the test.
+// Serve serves both sockets until Stop, or the end of the test.
 func (w *World) Serve() {
 	w.T.Helper()
-	l, err := sidecar.Listen(sidecar.SocketConfig{Path: w.Socket, Observer: w.Stats})
+	cfg := sidecar.SocketConfig{Path: w.Socket, Observer: w.Stats}
+	l, err := sidecar.Listen(cfg)
 	if err != nil {
 		w.T.Fatalf("listening: %v", err)
 	}
-	w.ServeOn(l)
+	admin, err := sidecar.ListenAdmin(cfg)
+	if err != nil {
+		w.T.Fatalf("listening: %v", err)
+	}
+	w.ServeOn(l, admin)
 }
 
-// ServeOn is Serve with a listener of the test's.
-func (w *World) ServeOn(l net.Listener) {
+// ServeOn is Serve with listeners of the test's.
+func (w *World) ServeOn(l, admin net.Listener) {
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func(s *sidecar.Server) { done <- s.Serve(ctx, l, 200*time.Millisecond) }(w.Server)
+	done := make(chan error, 2)
+	s := w.Server
+	go func() { done <- s.Serve(ctx, l, 200*time.Millisecond) }()
+	go func() { done <- s.ServeAdmin(ctx, admin, 200*time.Millisecond) }()
 	w.stop = func() {
 		cancel()
-		if err := <-done; err != nil {
-			w.T.Errorf("serving: %v", err)
+		for range 2 {
+			if err := <-done; err != nil {
+				w.T.Errorf("serving: %v", err)
+			}
 		}
 	}
 	w.T.Cleanup(w.Stop)
@@ -304,6 +422,28 @@ func (w *World) Entry(ref []byte, fields []string, change func(*verify.Entry)) [
 		Evidence:   &verify.Evidence{Type: verify.EvidencePurpose, ID: "order-fulfilment"},
 		Sidecar:    w.Ring.SidecarID(),
 		Decision:   verify.Allow,
+	}
+	if change != nil {
+		change(&e)
+	}
+	b, err := verify.Encode(e)
+	if err != nil {
+		w.T.Errorf("encoding entry: %v", err)
+	}
+	return b
+}
+
+// Erasure returns an entry that records the erasure of the subject with this reference now. change may be nil.
+func (w *World) Erasure(ref []byte, change func(*verify.Entry)) []byte {
+	w.T.Helper()
+	e := verify.Entry{
+		ID:         uuid.NewString(),
+		Time:       verify.FormatTime(w.Clock.Now()),
+		Kind:       verify.KindSubjectErased,
+		Caller:     &verify.Caller{ID: "privacy", Kind: "person", Role: "privacy", Authn: "token"},
+		SubjectRef: verify.FormatRef(ref),
+		Reason:     "request",
+		Erasure:    &verify.Erasure{ID: uuid.NewString(), Fields: []string{"profile.email"}, Method: verify.MethodCryptographicErase},
 	}
 	if change != nil {
 		change(&e)
