@@ -317,7 +317,7 @@ func (b *Broker) finish(ctx context.Context, r Request, pending *pendingErasure)
 	}
 
 	entry := b.newEntry(verify.KindKeyDestroyed, r)
-	entry.SubjectRef, entry.Of, entry.Sidecar = erased.SubjectRef, &pending.Entry, b.sidecar
+	entry.SubjectRef, entry.Of = erased.SubjectRef, &pending.Entry
 	entry.Erasure = &verify.Erasure{ID: erased.Erasure.ID, Generation: destroyed.Generation, KEKVersion: destroyed.KEKVersion}
 	if !destroyed.DeadBy.IsZero() {
 		entry.Erasure.DeadBy = verify.FormatTime(destroyed.DeadBy)
