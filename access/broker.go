@@ -78,6 +78,9 @@ type Config struct {
 	Logger   *slog.Logger     // nil: none
 	// RefCache is the number of subject references kept in memory; 0 means 65,536.
 	RefCache int
+	// SealedFor bounds the time between sealing and committing where a rotation of keys would not notice the commit
+	// otherwise: what takes longer is sealed again. 0 means 2 s.
+	SealedFor time.Duration
 }
 
 // Broker decides, records and opens. All its methods may be called from any goroutine.
@@ -93,11 +96,12 @@ type Broker struct {
 	now         func() time.Time
 	log         *slog.Logger
 
-	refs    *lru.Cache[uuid.UUID, [32]byte]   // references of subjects; never stored beside their ids on disk
-	earlier *lru.Cache[int64, *policy.Bundle] // earlier versions of the policy that consents were given under
-	current atomic.Pointer[published]         // the policy that decides; replaced by publish and reload
-	budgets budgets
-	load    atomic.Int64 // requests that were begun, so that a rotation can make room for them
+	refs      *lru.Cache[uuid.UUID, [32]byte]   // references of subjects; never stored beside their ids on disk
+	earlier   *lru.Cache[int64, *policy.Bundle] // earlier versions of the policy that consents were given under
+	sealedFor time.Duration
+	current   atomic.Pointer[published] // the policy that decides; replaced by publish and reload
+	budgets   budgets
+	load      atomic.Int64 // requests that were begun, so that a rotation can make room for them
 }
 
 // New returns a broker over a store that has a published policy; see Bootstrap.
@@ -133,6 +137,9 @@ func newBroker(c Config) (*Broker, error) {
 	if c.RefCache == 0 {
 		c.RefCache = 1 << 16
 	}
+	if c.SealedFor == 0 {
+		c.SealedFor = 2 * time.Second
+	}
 	refs, err := lru.New[uuid.UUID, [32]byte](c.RefCache)
 	if err != nil {
 		return nil, fmt.Errorf("access: reference cache: %w", err)
@@ -145,6 +152,7 @@ func newBroker(c Config) (*Broker, error) {
 		earlier: earlier,
 		store:   c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
 		failureCode: c.FailureCode, stale: c.Stale, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
+		sealedFor: c.SealedFor,
 	}, nil
 }
 

@@ -99,14 +99,11 @@ func (s seen) expect(change *kv.Change, t time.Time) {
 	}
 }
 
-// sealedFor bounds the time between sealing and committing. A rotation drops a key only when what was sealed under
-// it before has either been committed, and so was sealed again, or can no longer be.
-const sealedFor = 2 * time.Second
-
 // expectFresh makes change fail when what it commits was begun to be sealed too long ago. It is for what is
-// committed without the condition that the head of its subject did not change.
-func expectFresh(change *kv.Change, begun time.Time) {
-	if time.Since(begun) > sealedFor {
+// committed without the condition that the head of its subject did not change. A rotation drops a key only when what
+// was sealed under it before has either been committed, and so was sealed again, or can no longer be.
+func (b *Broker) expectFresh(change *kv.Change, begun time.Time) {
+	if time.Since(begun) > b.sealedFor {
 		change.Expect(policyHeadKey, nil, errAgain) // there is always a policy, so this never holds
 	}
 }
@@ -118,7 +115,7 @@ func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, begun t
 		var change kv.Change
 		s.expect(&change, at.Time)
 		if sealedDetail != nil {
-			expectFresh(&change, begun)
+			b.expectFresh(&change, begun)
 			change.Set(detailKey(at.Index), sealedDetail)
 		}
 		return change

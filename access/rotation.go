@@ -123,7 +123,7 @@ type RotatorConfig struct {
 	// Poll is how often jobs are looked for. 0 means 1 s.
 	Poll time.Duration
 	// Pause is how long after the commit of what was sealed again the key before is dropped: what was sealed with
-	// it meanwhile must have been committed or refused. 0 means 3 s; less than sealedFor is for tests.
+	// it meanwhile must have been committed or refused. It must exceed the broker's SealedFor; 0 means twice that.
 	Pause time.Duration
 }
 
@@ -150,7 +150,10 @@ func NewRotator(c RotatorConfig) (*Rotator, error) {
 		c.Poll = time.Second
 	}
 	if c.Pause == 0 {
-		c.Pause = 3 * time.Second
+		c.Pause = 2 * c.Broker.sealedFor
+	}
+	if c.Pause <= c.Broker.sealedFor {
+		return nil, errors.New("access: Pause must exceed SealedFor")
 	}
 	return &Rotator{RotatorConfig: c, broker: c.Broker}, nil
 }

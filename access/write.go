@@ -64,7 +64,7 @@ func (b *Broker) CreateSubject(ctx context.Context, q CreateRequest) (Written, e
 			before.keep(&change, outcome{Subject: subject, Version: 1, Entry: at.Index, At: at.Time})
 			change.Merge(prepared.Change(at.Index, at.Time))
 			p.expect(&change)
-			expectFresh(&change, begun)
+			b.expectFresh(&change, begun)
 			return change
 		})
 		if err := b.mapAppend(ctx, err); err != nil {

@@ -137,7 +137,7 @@ func (b *batch) seal(w kv.Writer) error {
 		return fmt.Errorf("computing the root: %w", err)
 	}
 	next.Checkpoint = verify.Checkpoint{Origin: l.cfg.Origin, Size: size, Root: root}
-	if next.Note, err = sign(&l.cfg, next.Checkpoint); err != nil {
+	if next.Note, err = sign(*l.keys.Load(), next.Checkpoint); err != nil {
 		return err
 	}
 	w.Set(l.rows.checkpoint(), next.Note)

@@ -58,6 +58,7 @@ type Config struct {
 	Origin   string        // required; URL without scheme, as in checkpoints
 	Signer   note.Signer   // required; its name is the origin
 	Verifier note.Verifier // required; of the same key as Signer
+	Older    []Key         // keys that go on signing beside Signer for a while, the newest first
 
 	Witnesses []note.Verifier  // whose cosignatures AddCosignature takes
 	Now       func() time.Time // time.Now when nil
@@ -103,26 +104,16 @@ func (c *Config) validate() error {
 	if c.Observe == nil {
 		c.Observe = func(BatchStats) {}
 	}
-	// The empty checkpoint is consistent with every log, so signing it proves that the two keys belong
-	// together and commits us to nothing.
-	signed, err := sign(c, verify.EmptyCheckpoint(c.Origin))
-	if err == nil {
-		_, _, err = verify.OpenCheckpoint(signed, c.Origin, c.Verifier)
-	}
-	if err != nil {
-		return fmt.Errorf("ledger: config: %w", err)
+	for _, k := range c.keys() {
+		if err := k.validate(c.Origin); err != nil {
+			return fmt.Errorf("ledger: config: %w", err)
+		}
 	}
 	return nil
 }
 
-// sign returns the signed note of cp. The witness verifies it before anything rests on it.
-func sign(c *Config, cp verify.Checkpoint) ([]byte, error) {
-	signed, err := note.Sign(&note.Note{Text: string(cp.Format())}, c.Signer)
-	if err != nil {
-		return nil, fmt.Errorf("signing a checkpoint: %w", err)
-	}
-	return signed, nil
-}
+// keys are all that sign, the newest first.
+func (c *Config) keys() []Key { return append([]Key{{c.Signer, c.Verifier}}, c.Older...) }
 
 // Ledger is an open log. All methods may be called from any goroutine.
 type Ledger struct {
@@ -130,6 +121,8 @@ type Ledger struct {
 	rows  rows
 	tiles *lru.Cache[tileID, *tile] // full tiles; immutable once in it
 	queue queue
+
+	keys atomic.Pointer[[]Key] // that sign, the newest first; replaced by AddSigner and DropSigner, never empty
 
 	// Replaced by the committer, and by nobody else, once what it describes is durable.
 	state atomic.Pointer[state]
@@ -149,7 +142,7 @@ func Create(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	signed, err := sign(&l.cfg, verify.EmptyCheckpoint(l.cfg.Origin))
+	signed, err := sign(*l.keys.Load(), verify.EmptyCheckpoint(l.cfg.Origin))
 	if err != nil {
 		return nil, fmt.Errorf("ledger: creating: %w", err)
 	}
@@ -190,6 +183,8 @@ func newLedger(cfg Config) (*Ledger, error) {
 	}
 	l := &Ledger{cfg: cfg, rows: rows{cfg.Prefix}, tiles: tiles, done: make(chan struct{})}
 	l.queue.wake = make(chan struct{}, 1)
+	keys := cfg.keys()
+	l.keys.Store(&keys)
 	return l, nil
 }
 

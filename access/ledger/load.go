@@ -56,7 +56,7 @@ func (l *Ledger) loadFrom(r kv.Reader, known *state) (*state, error) {
 	if stored[0] == nil {
 		return nil, l.absent(r, known)
 	}
-	cp, _, err := verify.OpenCheckpoint(stored[0], l.cfg.Origin, l.cfg.Verifier)
+	cp, err := openCheckpoint(*l.keys.Load(), stored[0], l.cfg.Origin)
 	if err != nil {
 		return nil, fmt.Errorf("%w: ledger: stored checkpoint: %w", kv.ErrIntegrity, err)
 	}

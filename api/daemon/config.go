@@ -41,7 +41,12 @@ type Config struct {
 	TokensFile string `koanf:"tokens_file"`
 	// PolicyDir is the bundle that init publishes as version 1; empty: the default bundle.
 	PolicyDir string `koanf:"policy_dir"`
-	Log       struct {
+	Ledger    struct {
+		// KeyOverlap is how long the ledger key before goes on signing beside a new one, so that who knows only
+		// the old one has time to learn the new one. 0 means 14 days.
+		KeyOverlap time.Duration `koanf:"key_overlap"`
+	} `koanf:"ledger"`
+	Log struct {
 		Level string `koanf:"level"` // debug, info (default), warn, error
 	} `koanf:"log"`
 }
@@ -112,6 +117,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Store.ReadOnlyBelow < 0 || c.Store.ReserveBelow < 0 || c.Store.Ballast < 0 {
 		errs = append(errs, errors.New("store limits must not be negative"))
+	}
+	if c.Ledger.KeyOverlap < 0 {
+		errs = append(errs, errors.New("ledger.key_overlap must not be negative"))
 	}
 	if _, err := logLevel(c.Log.Level); err != nil {
 		errs = append(errs, err)

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,6 +36,8 @@ type Daemon struct {
 	ledger  *ledger.Ledger
 	prover  *prover
 	broker  *access.Broker
+
+	ledgerKeys sync.Mutex // held while the ledger's keys are changed
 
 	background background // jobs that end before what they use is closed
 }
@@ -101,12 +104,16 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 
 	// 3. The ledger, whose newest checkpoint the sidecar must be able to follow.
-	if d.ledger, err = ledger.Open(ctx, ledgerConfig(d, c, id, signer, verifier, status)); err != nil {
+	config := ledgerConfig(d, c, id, signer, verifier, status)
+	if config.Older, err = id.olderKeys(ctx, d.sidecar); err != nil {
+		return err
+	}
+	if d.ledger, err = ledger.Open(ctx, config); err != nil {
 		return fmt.Errorf("opening the ledger: %w", err)
 	}
 	d.prover = &prover{ledger: d.ledger}
 	d.sidecar.SetProver(d.prover)
-	if err := d.sidecar.Bind(ctx, id.Origin, id.Verifier); err != nil {
+	if err := d.bind(ctx, id); err != nil {
 		return fmt.Errorf("binding the sidecar to the ledger: %w", err)
 	}
 	if status.WitnessedSize > d.ledger.Checkpoint().Size {
@@ -129,7 +136,11 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if _, err := d.broker.FinishErasures(ctx); err != nil { // tried again every second
 		log.Error("erasures are on record and not finished", "error", err)
 	}
-	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep, d.finishErasures)
+	rotator, err := d.newRotator()
+	if err != nil {
+		return fmt.Errorf("starting the rotator: %w", err)
+	}
+	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep, d.finishErasures, rotator.Run, d.dropLedgerKeys)
 	return nil
 }
 

@@ -6,15 +6,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/prototypster/pdvault/access/ledger"
 	"github.com/prototypster/pdvault/keys/client"
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
-// identity is what an instance is for good: its name and its ledger key, wrapped by the sidecar.
+// identity is what an instance is: its name, which is for good, and its ledger key, wrapped by the sidecar. While a
+// new ledger key overlaps with those before, they are among Older and sign too.
 //
 // Stored as JSON under "mi". Beside it, "mg" holds the newest generation of the sidecar's key store that
 // was seen (8 bytes, big endian), so that an older copy of the key store is refused.
@@ -23,6 +26,19 @@ type identity struct {
 	Origin    string `json:"origin"`
 	Verifier  string `json:"verifier"`  // note verifier key of the ledger
 	Protected []byte `json:"protected"` // note signer key, wrapped by the sidecar
+
+	Made  time.Time   `json:"made,omitzero"`   // of the key; zero: with the instance
+	Job   string      `json:"job,omitzero"`    // the rotation that made the key
+	Older []ledgerKey `json:"older,omitempty"` // the newest first
+
+	raw []byte // the row
+}
+
+// ledgerKey is a ledger key that a newer one replaces.
+type ledgerKey struct {
+	Verifier  string    `json:"verifier"`
+	Protected []byte    `json:"protected"`
+	Retire    time.Time `json:"retire"` // when it signs no more
 }
 
 var (
@@ -54,36 +70,77 @@ func loadIdentity(ctx context.Context, store kv.Store) (id identity, err error) 
 	if err := json.Unmarshal(raw, &id, json.RejectUnknownMembers(true)); err != nil {
 		return identity{}, fmt.Errorf("%w: identity cannot be decoded", kv.ErrIntegrity)
 	}
+	id.raw = raw
 	return id, nil
 }
 
 // createIdentity makes the ledger key, has it wrapped and stores the identity.
 func createIdentity(ctx context.Context, store kv.Store, sidecar *client.Client, c Config) (identity, error) {
 	origin := c.origin()
-	skey, vkey, err := note.GenerateKey(rand.Reader, origin)
+	vkey, protected, err := newLedgerKey(ctx, sidecar, origin)
 	if err != nil {
-		return identity{}, fmt.Errorf("making the ledger key: %w", err)
-	}
-	secret := []byte(skey)
-	defer clear(secret)
-	protected, err := sidecar.Protect(ctx, ledgerKeyLabel, secret)
-	if err != nil {
-		return identity{}, fmt.Errorf("having the ledger key wrapped: %w", err)
+		return identity{}, err
 	}
 	id := identity{Instance: c.Instance, Origin: origin, Verifier: vkey, Protected: protected}
-	raw, err := json.Marshal(&id)
-	if err != nil {
-		return identity{}, fmt.Errorf("encoding the identity: %w", err)
+	if id.raw, err = id.encode(); err != nil {
+		return identity{}, err
 	}
 	return id, store.Update(ctx, func(w kv.Writer) error {
-		w.Set(identityKey, raw)
+		w.Set(identityKey, id.raw)
 		return nil
 	})
 }
 
-// ledgerKey has the ledger key unwrapped by the sidecar.
-func (id identity) ledgerKey(ctx context.Context, sidecar *client.Client) (note.Signer, note.Verifier, error) {
-	secret, err := sidecar.Unprotect(ctx, ledgerKeyLabel, id.Protected)
+func (id identity) encode() ([]byte, error) {
+	raw, err := json.Marshal(&id)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the identity: %w", err)
+	}
+	return raw, nil
+}
+
+// newLedgerKey makes a ledger key and has it wrapped.
+func newLedgerKey(ctx context.Context, sidecar protector, origin string) (verifier string, protected []byte, err error) {
+	skey, verifier, err := note.GenerateKey(rand.Reader, origin)
+	if err != nil {
+		return "", nil, fmt.Errorf("making the ledger key: %w", err)
+	}
+	secret := []byte(skey)
+	defer clear(secret)
+	if protected, err = sidecar.Protect(ctx, ledgerKeyLabel, secret); err != nil {
+		return "", nil, fmt.Errorf("having the ledger key wrapped: %w", err)
+	}
+	return verifier, protected, nil
+}
+
+// protector wraps and unwraps secrets of ours.
+type protector interface {
+	Protect(ctx context.Context, label string, secret []byte) ([]byte, error)
+	Unprotect(ctx context.Context, label string, protected []byte) ([]byte, error)
+}
+
+var _ protector = (*client.Client)(nil)
+
+// ledgerKey has the newest ledger key unwrapped by the sidecar.
+func (id identity) ledgerKey(ctx context.Context, sidecar protector) (note.Signer, note.Verifier, error) {
+	return openLedgerKey(ctx, sidecar, id.Verifier, id.Protected)
+}
+
+// olderKeys has the older ledger keys, which still sign, unwrapped by the sidecar.
+func (id identity) olderKeys(ctx context.Context, sidecar protector) ([]ledger.Key, error) {
+	var keys []ledger.Key
+	for _, k := range id.Older {
+		signer, verifier, err := openLedgerKey(ctx, sidecar, k.Verifier, k.Protected)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, ledger.Key{Signer: signer, Verifier: verifier})
+	}
+	return keys, nil
+}
+
+func openLedgerKey(ctx context.Context, sidecar protector, vkey string, protected []byte) (note.Signer, note.Verifier, error) {
+	secret, err := sidecar.Unprotect(ctx, ledgerKeyLabel, protected)
 	if err != nil {
 		return nil, nil, fmt.Errorf("having the ledger key unwrapped: %w", err)
 	}
@@ -92,7 +149,7 @@ func (id identity) ledgerKey(ctx context.Context, sidecar *client.Client) (note.
 	if err != nil {
 		return nil, nil, errors.New("the ledger key is not a signer key")
 	}
-	verifier, err := note.NewVerifier(id.Verifier)
+	verifier, err := note.NewVerifier(vkey)
 	if err != nil {
 		return nil, nil, fmt.Errorf("the ledger's verifier key: %w", err)
 	}

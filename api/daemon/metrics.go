@@ -20,6 +20,11 @@ type metrics struct {
 	batchItems *prometheus.CounterVec
 	batchTime  prometheus.Histogram
 
+	rotationDone     *prometheus.GaugeVec
+	rotationTotal    *prometheus.GaugeVec
+	rotationFailed   *prometheus.CounterVec
+	rotationResealed prometheus.Counter
+
 	rpcItems  *prometheus.CounterVec
 	rpcTime   *prometheus.HistogramVec
 	rpcErrors *prometheus.CounterVec
@@ -46,6 +51,18 @@ func newMetrics(r *prometheus.Registry) *metrics {
 		batchTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "pdvault_ledger_commit_seconds", Help: "Time of one durable commit.", Buckets: latency,
 		}),
+		rotationDone: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pdvault_rotation_done", Help: "Subjects that the rotation under way has passed in its phase.",
+		}, []string{"scope"}),
+		rotationTotal: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pdvault_rotation_total", Help: "Subjects that the rotation under way has to pass in its phase.",
+		}, []string{"scope"}),
+		rotationFailed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pdvault_rotation_failed_total", Help: "Rotations that ended in a failure.",
+		}, []string{"scope"}),
+		rotationResealed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pdvault_rotation_resealed_total", Help: "Subjects whose records were sealed or indexed again.",
+		}),
 		rpcItems: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pdvault_sidecar_items_total", Help: "Items sent to the sidecar by kind of call.",
 		}, []string{"kind"}),
@@ -56,7 +73,8 @@ func newMetrics(r *prometheus.Registry) *metrics {
 			Name: "pdvault_sidecar_errors_total", Help: "Failed calls to the sidecar by kind and code.",
 		}, []string{"kind", "code"}),
 	}
-	r.MustRegister(m.decisions, m.served, m.fields, m.failed, m.batchItems, m.batchTime, m.rpcItems, m.rpcTime, m.rpcErrors,
+	r.MustRegister(m.decisions, m.served, m.fields, m.failed, m.batchItems, m.batchTime,
+		m.rotationDone, m.rotationTotal, m.rotationFailed, m.rotationResealed, m.rpcItems, m.rpcTime, m.rpcErrors,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -74,6 +92,18 @@ func (m *metrics) Served(fields int) {
 
 // Failed counts a recorded read that was not served.
 func (m *metrics) Failed(reason string) { m.failed.WithLabelValues(reason).Inc() }
+
+// RotationProgress shows how far the rotation under way is.
+func (m *metrics) RotationProgress(scope string, done, total int64) {
+	m.rotationDone.WithLabelValues(scope).Set(float64(done))
+	m.rotationTotal.WithLabelValues(scope).Set(float64(total))
+}
+
+// RotationResealed counts subjects that were sealed or indexed again.
+func (m *metrics) RotationResealed(subjects int) { m.rotationResealed.Add(float64(subjects)) }
+
+// RotationFailed counts a rotation that ended in a failure.
+func (m *metrics) RotationFailed(scope string) { m.rotationFailed.WithLabelValues(scope).Inc() }
 
 // Batch counts a call to the sidecar.
 func (m *metrics) Batch(kind string, items int, took time.Duration, err error) {
