@@ -86,6 +86,17 @@ func (e *NotUniqueError) Error() string {
 // Unwrap returns ErrNotUnique.
 func (e *NotUniqueError) Unwrap() error { return ErrNotUnique }
 
+// RotationError is why a rotation was not started while another one was running. It wraps Err.
+type RotationError struct {
+	Running uuid.UUID // the one that was running
+	Err     error     // of the sidecar
+}
+
+func (e *RotationError) Error() string { return "access: starting a rotation: " + e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *RotationError) Unwrap() error { return e.Err }
+
 // Request is what every call carries about who calls and how.
 type Request struct {
 	Caller verify.Caller // as authenticated

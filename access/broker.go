@@ -59,9 +59,11 @@ type Config struct {
 	Sidecar string         // required: id of the sidecar that may serve this broker's reads
 	// FailureCode names why an open failed, for the access.failed entry. Required.
 	FailureCode func(error) string
-	Observer    Observer         // nil: none
-	Now         func() time.Time // nil: time.Now
-	Logger      *slog.Logger     // nil: none
+	Keys        Keys                     // nil: what concerns the keys themselves is ErrUnavailable
+	KeyAges     map[string]time.Duration // by kind of key, the age at which it is to be rotated. Nil: DefaultKeyAges
+	Observer    Observer                 // nil: none
+	Now         func() time.Time         // nil: time.Now
+	Logger      *slog.Logger             // nil: none
 	// RefCache is the number of subject references kept in memory; 0 means 65,536.
 	RefCache int
 }
@@ -74,6 +76,8 @@ type Broker struct {
 	opener      Opener
 	sidecar     string
 	failureCode func(error) string
+	keys        Keys
+	keyAges     map[string]time.Duration
 	observer    Observer
 	now         func() time.Time
 	log         *slog.Logger
@@ -105,6 +109,9 @@ func newBroker(c Config) (*Broker, error) {
 	case c.FailureCode == nil:
 		return nil, errors.New("access: FailureCode is required")
 	}
+	if c.KeyAges == nil {
+		c.KeyAges = DefaultKeyAges()
+	}
 	if c.Observer == nil {
 		c.Observer = unobserved{}
 	}
@@ -128,7 +135,7 @@ func newBroker(c Config) (*Broker, error) {
 	return &Broker{
 		earlier: earlier,
 		store:   c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
-		failureCode: c.FailureCode, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
+		failureCode: c.FailureCode, keys: c.Keys, keyAges: c.KeyAges, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
 	}, nil
 }
 

@@ -61,6 +61,14 @@ type Broker interface {
 	PolicyVersions(context.Context, access.Request) ([]access.PolicyVersion, error)
 	PolicyVersion(ctx context.Context, r access.Request, version int64) (access.PolicyVersion, []byte, error)
 
+	Erase(context.Context, access.EraseRequest) (access.Erased, error)
+	Erasure(ctx context.Context, r access.Request, id uuid.UUID) (access.Erased, error)
+
+	Keys(context.Context, access.Request) (access.KeysInfo, error)
+	StartRotation(ctx context.Context, r access.Request, scope string, subject uuid.UUID) (access.Rotation, error)
+	Rotations(context.Context, access.Request) ([]access.Rotation, error)
+	Rotation(ctx context.Context, r access.Request, id uuid.UUID) (access.Rotation, error)
+
 	LoginDenied(ctx context.Context, r access.Request, reason string)
 }
 

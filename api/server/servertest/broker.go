@@ -45,6 +45,10 @@ type Broker struct {
 	replies  map[string]access.Written
 	denied   []string
 	calls    int
+
+	erased        map[uuid.UUID]access.Erased // by subject
+	rotations     []access.Rotation           // the newest first
+	rotationFails string
 }
 
 type subject struct {
@@ -68,7 +72,7 @@ var Start = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
 func NewBroker(tb testing.TB) *Broker {
 	return &Broker{
 		tb: tb, now: func() time.Time { return Start },
-		subjects: map[uuid.UUID]*subject{}, replies: map[string]access.Written{},
+		subjects: map[uuid.UUID]*subject{}, replies: map[string]access.Written{}, erased: map[uuid.UUID]access.Erased{},
 		policies: [][]byte{[]byte("{\"operator\": {\"id\":\"prototypster\"}}\n")},
 	}
 }
