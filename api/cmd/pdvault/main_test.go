@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/prototypster/pdvault/access"
@@ -53,7 +54,18 @@ func TestScripts(t *testing.T) {
 			},
 			"fail": func(ts *testscript.TestScript, _ bool, a []string) {
 				b := ts.Value("broker").(*servertest.Broker)
-				b.Fail(map[string]error{"none": nil, "denied": &access.DeniedError{Reason: "consent-missing", Record: 7}, "busy": access.ErrBusy}[a[0]])
+				b.Fail(map[string]error{
+					"none": nil, "denied": &access.DeniedError{Reason: "consent-missing", Record: 7}, "busy": access.ErrBusy,
+					"pending": &access.ErasurePendingError{ID: uuid.MustParse("7d0f3f3c-6f0b-4c57-a8d4-4a0c2d1f8a15"), Record: 61},
+				}[a[0]])
+			},
+			// rotations STEP [CODE] sets how much of ten a look at a rotation does, and the code that it fails with.
+			"rotations": func(ts *testscript.TestScript, _ bool, a []string) {
+				b := ts.Value("broker").(*servertest.Broker)
+				step, err := strconv.ParseInt(a[0], 10, 64)
+				ts.Check(err)
+				b.StepRotations(step)
+				b.FailRotations(strings.Join(a[1:], ""))
 			},
 			// keep FILE PATTERN VAR sets VAR to the JSON string that follows "PATTERN": in FILE.
 			"keep": func(ts *testscript.TestScript, _ bool, a []string) {

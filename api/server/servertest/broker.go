@@ -49,6 +49,7 @@ type Broker struct {
 	erased        map[uuid.UUID]access.Erased // by subject
 	rotations     []access.Rotation           // the newest first
 	rotationFails string
+	rotationStep  int64
 }
 
 type subject struct {

@@ -83,7 +83,7 @@ func (b *Broker) runningLocked() int {
 	return slices.IndexFunc(b.rotations, func(r access.Rotation) bool { return r.State == access.RotationRunning })
 }
 
-// StartRotation begins a rotation; each look at it is a tenth of it.
+// StartRotation begins a rotation of ten steps; each look at it is one, see StepRotations.
 func (b *Broker) StartRotation(ctx context.Context, r access.Request, scope string, subject uuid.UUID) (access.Rotation, error) {
 	unlock, err := b.begin(ctx, r)
 	defer unlock()
@@ -118,7 +118,7 @@ func (b *Broker) Rotations(ctx context.Context, r access.Request) ([]access.Rota
 	}
 	if i := b.runningLocked(); i >= 0 {
 		now := &b.rotations[i]
-		now.Done++
+		now.Done = min(now.Done+max(b.rotationStep, 1), now.Total)
 		now.Updated = now.Updated.Add(time.Minute)
 		switch {
 		case b.rotationFails != "":
@@ -143,6 +143,13 @@ func (b *Broker) Rotation(ctx context.Context, r access.Request, id uuid.UUID) (
 		err = access.ErrNotFound
 	}
 	return access.Rotation{}, err
+}
+
+// StepRotations makes each look at the rotation that is running n steps.
+func (b *Broker) StepRotations(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rotationStep = n
 }
 
 // FailRotations makes the rotation that is running fail with code at the next look; empty ends that.
