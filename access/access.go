@@ -48,6 +48,9 @@ var (
 	ErrBatchTooLarge = errors.New("access: answer of the batch would be too large")
 	// ErrLimited is returned when a caller is over its budget.
 	ErrLimited = errors.New("access: budget of the caller is used up")
+	// ErrErasurePending is returned when an erasure is on record and its data is gone, but the key is not yet
+	// known to be destroyed. It will be; the error is a *PendingErasureError.
+	ErrErasurePending = errors.New("access: erasure is recorded and will be finished")
 	// ErrIntegrity is returned when stored state contradicts itself, the ledger or its own authentication.
 	// It is never to be read as "not found".
 	ErrIntegrity = errors.New("access: stored data violates integrity")
@@ -96,6 +99,29 @@ func (e *RotationError) Error() string { return "access: starting a rotation: " 
 
 // Unwrap returns Err.
 func (e *RotationError) Unwrap() error { return e.Err }
+
+// PendingErasureError is an erasure that is not finished yet. It wraps ErrErasurePending and the cause.
+type PendingErasureError struct {
+	ID    uuid.UUID // of the certificate that there will be
+	Entry int64     // index of subject.erased
+	Salt  string    // with which the certificate names the subject; empty for who did not erase
+	Cause error     // why; nil when it is merely under way
+}
+
+func (e *PendingErasureError) Error() string {
+	if e.Cause == nil {
+		return ErrErasurePending.Error()
+	}
+	return fmt.Sprintf("%v: %v", ErrErasurePending, e.Cause)
+}
+
+// Unwrap returns ErrErasurePending and the cause.
+func (e *PendingErasureError) Unwrap() []error {
+	if e.Cause == nil {
+		return []error{ErrErasurePending}
+	}
+	return []error{ErrErasurePending, e.Cause}
+}
 
 // Request is what every call carries about who calls and how.
 type Request struct {
@@ -226,6 +252,13 @@ type Written struct {
 	Version uint64 // of the record; for a created subject, of the subject (1)
 	Created bool
 	Record  int64 // index of the ledger entry
+}
+
+// EraseRequest erases a subject. Repeating it while the erasure is pending goes on with it.
+type EraseRequest struct {
+	Request
+	Subject uuid.UUID
+	Reason  string // a code of erasure.Reasons
 }
 
 // RecordInfo is the metadata of a record.

@@ -31,6 +31,14 @@ type OpenedField = struct {
 	Match     bool // mode verify
 }
 
+// Destroyed is what became of a subject's key.
+type Destroyed = struct {
+	Generation uint64    // of the key store
+	KEKVersion uint64    // that wrapped the bundle
+	DeadBy     time.Time // by which the epoch is due that kills older copies; zero: none is planned
+	Already    bool      // it was destroyed before
+}
+
 // Opener is what the broker needs of the sidecar. Open shows the sidecar the proof that the entry at index
 // is in the ledger; the sidecar opens nothing without it.
 type Opener interface {
@@ -41,6 +49,9 @@ type Opener interface {
 	IndexTokens(ctx context.Context, collection, field string, normaliser uint32, value string) ([]vault.IndexToken, error)
 	// Open opens fields of one record of subject on the strength of the access entry at index.
 	Open(ctx context.Context, index int64, entry []byte, subject uuid.UUID, collection string, version uint64, fields []OpenField) ([]OpenedField, error)
+	// Destroy destroys the key of subject on the strength of the subject.erased entry at index. Doing so again is
+	// no error.
+	Destroy(ctx context.Context, index int64, entry []byte, subject uuid.UUID) (Destroyed, error)
 }
 
 // Observer is told what the broker did, for metrics. Nothing it gets names a person.

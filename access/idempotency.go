@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -19,14 +20,17 @@ const idempotencyTTL = 24 * time.Hour
 
 // outcome is what a POST with an idempotency key did. It refers to the result and holds no plaintext.
 //
-// Stored as JSON under 'i' ‖ SHA-256(caller ‖ 0 ‖ route ‖ 0 ‖ key), in the transaction of the effect.
+// Stored as JSON under 'i' ‖ SHA-256(caller ‖ 0 ‖ route ‖ 0 ‖ key), in the transaction of the effect. Beside it,
+// 'y' ‖ subject ‖ the same hash is empty: it leads from a subject to the outcomes that an erasure has to forget.
+// Of those nothing is kept but that there was one.
 type outcome struct {
-	Fingerprint string    `json:"f"` // hex PRF, by the sidecar, of the SHA-256 of the body
-	Subject     uuid.UUID `json:"s"`
+	Fingerprint string    `json:"f,omitzero"` // hex PRF, by the sidecar, of the SHA-256 of the body
+	Subject     uuid.UUID `json:"s,omitzero"`
 	Consent     uuid.UUID `json:"c,omitzero"`
 	Version     uint64    `json:"v,omitzero"`
 	Entry       int64     `json:"e"`
 	At          time.Time `json:"t"`
+	Erased      bool      `json:"x,omitzero"` // the subject was erased, and this is all that is left
 }
 
 // earlier is what is known of a request's idempotency key before it runs.
@@ -67,6 +71,9 @@ func (b *Broker) replay(ctx context.Context, r Request, id Idempotency) (e earli
 	if b.now().Sub(e.At) > idempotencyTTL {
 		return e, false, nil
 	}
+	if e.Erased {
+		return earlier{}, false, ErrNotFound
+	}
 	if e.Fingerprint != e.fingerprint {
 		return e, false, ErrIdempotencyMismatch
 	}
@@ -85,7 +92,52 @@ func (e earlier) keep(change *kv.Change, o outcome) {
 		panic("access: outcome cannot be encoded: " + err.Error()) // plain struct: a bug here, not input
 	}
 	change.Expect(e.key, e.raw, errAgain)
+	if e.raw != nil {
+		change.Delete(outcomeOfKey(e.Subject, e.key)) // of the outcome that has expired
+	}
 	change.Set(e.key, row)
+	change.Set(outcomeOfKey(o.Subject, e.key), []byte{})
+}
+
+// outcomeOfKey is the row that leads from a subject to an outcome.
+func outcomeOfKey(subject uuid.UUID, key []byte) []byte {
+	return slices.Concat([]byte{'y'}, subject[:], key[1:])
+}
+
+// forgetOutcomes returns the change that leaves nothing of the subject in the outcomes of idempotency keys. A
+// request that comes again is not carried out again: the person would be back.
+func forgetOutcomes(r kv.Reader, subject uuid.UUID) (kv.Change, error) {
+	var change kv.Change
+	prefix := append([]byte{'y'}, subject[:]...)
+	var after []byte
+	for {
+		pairs, err := r.Scan(prefix, after, 500)
+		if err != nil {
+			return kv.Change{}, wrapf(err, "looking for outcomes")
+		}
+		for _, p := range pairs {
+			change.Delete(p.Key)
+			after = p.Key
+			key := append([]byte{'i'}, p.Key[len(prefix):]...)
+			rows, err := r.Get(key)
+			if err != nil {
+				return kv.Change{}, wrapf(err, "reading an outcome")
+			}
+			if rows[0] == nil {
+				continue
+			}
+			var o outcome
+			if err := json.Unmarshal(rows[0], &o, json.RejectUnknownMembers(true)); err != nil {
+				return kv.Change{}, wrapf(ErrIntegrity, "row of an idempotency key")
+			}
+			if o.Subject == subject {
+				change.Set(key, encodeRow(&outcome{At: o.At, Erased: true}))
+			}
+		}
+		if len(pairs) < 500 {
+			return change, nil
+		}
+	}
 }
 
 // Sweep deletes the outcomes of idempotency keys that have expired. It is run from time to time by the
@@ -127,6 +179,7 @@ func (b *Broker) Sweep(ctx context.Context) (deleted int, err error) {
 				var o outcome
 				if rows[0] != nil && json.Unmarshal(rows[0], &o) == nil && b.now().Sub(o.At) > idempotencyTTL {
 					w.Delete(key)
+					w.Delete(outcomeOfKey(o.Subject, key))
 				}
 			}
 			return nil

@@ -159,22 +159,7 @@ func (b *Broker) recordDenial(ctx context.Context, p *published, r Request, d de
 	entry.Policy = p.Version
 	entry.Decision, entry.Reason = verify.Deny, d.decision.Reason
 
-	var sealed []byte
-	if d.subject != uuid.Nil {
-		salted, commit := d.detail.encode()
-		ref, sealedDetail, err := b.opener.Prepare(ctx, d.subject, salted)
-		if err == nil {
-			entry.SubjectRef = encodeRef(ref)
-			entry.DetailCommit, sealed = commit, sealedDetail
-			if sealed == nil {
-				entry.DetailCommit = ""
-			}
-		}
-	}
-	receipt, err := b.append(ctx, entry, seen{policy: p}, sealed)
-	if errors.Is(err, errAgain) {
-		return err
-	}
+	receipt, err := b.appendDenial(ctx, p, entry, d)
 	if err != nil {
 		return err
 	}
@@ -182,6 +167,36 @@ func (b *Broker) recordDenial(ctx context.Context, p *published, r Request, d de
 		return d.result
 	}
 	return &DeniedError{Reason: d.decision.Reason, Missing: d.decision.Missing, Record: receipt.Index}
+}
+
+// appendDenial appends the entry of a denial, with the subject's reference and the sealed detail where there are
+// any. It does so on the condition that the subject has not changed: nothing new must be kept of a person who was
+// erased meanwhile. A subject that keeps changing is not named.
+func (b *Broker) appendDenial(ctx context.Context, p *published, entry verify.Entry, d denial) (ledger.Receipt, error) {
+	salted, commit := d.detail.encode()
+	for range attempts {
+		if d.subject == uuid.Nil {
+			break
+		}
+		about, err := b.subjectState(ctx, d.subject)
+		if err != nil && !errors.Is(err, vault.ErrNoSubject) {
+			break // it is for a read to say so; the denial is on record in any case
+		}
+		ref, sealed, err := b.opener.Prepare(ctx, d.subject, salted)
+		if err != nil || about.Head.Erased {
+			break
+		}
+		named := entry
+		named.SubjectRef = encodeRef(ref)
+		if sealed != nil {
+			named.DetailCommit = commit
+		}
+		receipt, err := b.append(ctx, named, seen{policy: p, subject: about}, sealed)
+		if !errors.Is(err, errAgain) || b.current.Load() != p {
+			return receipt, err
+		}
+	}
+	return b.append(ctx, entry, seen{policy: p}, nil)
 }
 
 // recordFailure appends that the allowed access at index was not served. It outlives the request.

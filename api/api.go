@@ -281,12 +281,14 @@ const (
 	ReasonPurposeReached   = "purpose-reached"   // the data is no longer needed for what it was collected for
 	ReasonSubjectRequest   = "subject-request"   // the person asked for it
 	ReasonUnlawful         = "unlawful"          // the data ought not to have been processed
+	ReasonLegalObligation  = "legal-obligation"  // law or an authority demands it
 	ReasonAccountClosed    = "account-closed"    // the contract with the person ended
 )
 
 // ErasureReasons are all reasons that an erasure can have.
 var ErasureReasons = []string{
-	ReasonWithdrawnConsent, ReasonPurposeReached, ReasonSubjectRequest, ReasonUnlawful, ReasonAccountClosed,
+	ReasonWithdrawnConsent, ReasonPurposeReached, ReasonSubjectRequest, ReasonUnlawful, ReasonLegalObligation,
+	ReasonAccountClosed,
 }
 
 // Keys answers GET /v1/keys: which versions of which keys are in use, and what becomes of them next.

@@ -16,10 +16,14 @@ const headFormat = 1
 // Stored as JSON under 's' ‖ subject (16 bytes), for example:
 //
 //	{"f":1,"version":3,"created":"2026-11-22T10:00:00Z","records":{"profile":{"v":2,"e":41,"d":"…"}}}
+//
+// Of an erased subject nothing is left but a tombstone, which keeps the id from ever being used again:
+//
+//	{"f":1,"version":4,"erased":true}
 type Head struct {
 	Format     int                   `json:"f"`
 	Version    uint64                `json:"version"` // grows by one with every change of the subject
-	Created    time.Time             `json:"created"`
+	Created    time.Time             `json:"created,omitzero"`
 	Restricted bool                  `json:"restricted,omitzero"`
 	Erased     bool                  `json:"erased,omitzero"`
 	Records    map[string]RecordHead `json:"records,omitempty"`

@@ -191,6 +191,22 @@ func (l *List) Withdraw(id uuid.UUID, t time.Time, index int64) (kv.Change, Cons
 	return change, withdrawn
 }
 
+// Erase returns the change that deletes the consents, their owners' rows and what is sealed of how they were
+// given.
+func (l *List) Erase() kv.Change {
+	var change kv.Change
+	l.Expect(&change)
+	if l.raw == nil {
+		return change
+	}
+	change.Delete(listKey(l.Subject))
+	for i := range l.Consents {
+		change.Delete(ownerKey(l.Consents[i].ID))
+		change.Delete(captureKey(l.Consents[i].ID))
+	}
+	return change
+}
+
 func encode(consents []Consent) []byte {
 	b, err := json.Marshal(consents)
 	if err != nil {

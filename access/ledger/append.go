@@ -68,7 +68,9 @@ func newItem(entry verify.Entry, effects func(Position) kv.Change) (*item, error
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrInvalidEntry, err)
 		}
-		it.ref = ref
+		if indexed(entry) {
+			it.ref = ref
+		}
 	}
 	entry.Time = timeUnset
 	encoded, err := verify.Encode(entry)
@@ -94,8 +96,15 @@ func mayUseReserve(e verify.Entry) bool {
 	switch e.Kind {
 	case verify.KindAccess:
 		return e.Decision != verify.Deny
-	case verify.KindAccessFailed, verify.KindConsentWithdrawn, verify.KindSubjectErased, verify.KindRestrictionSet:
+	case verify.KindAccessFailed, verify.KindConsentWithdrawn, verify.KindSubjectErased, verify.KindKeyDestroyed,
+		verify.KindRestrictionSet:
 		return true
 	}
 	return false
+}
+
+// indexed reports whether an entry has a row in the index by subject. An erasure empties the index of the
+// person, so its own entries have none.
+func indexed(e verify.Entry) bool {
+	return e.Kind != verify.KindSubjectErased && e.Kind != verify.KindKeyDestroyed
 }

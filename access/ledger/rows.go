@@ -14,7 +14,7 @@ import (
 //	e/ <index 8>               the bytes of the entry, as hashed
 //	t/ <level 1> <n 8>         a full tile: 256 hashes of 32 bytes. Partial tiles are not stored
 //	c                          the newest signed checkpoint, as text
-//	s/ <subject_ref 32> <index 8>   empty: the entry is about this subject
+//	s/ <subject_ref 32> <index 8>   empty: the entry is about this subject; none of an erasure's own entries
 //
 // Example with the prefix "l/": entry 258 is "l/e/" 00 00 00 00 00 00 01 02, tile 0 of level 1 is "l/t/" 01
 // 00 00 00 00 00 00 00 00.

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/access/erasure"
 	"github.com/prototypster/pdvault/access/policy"
 	"github.com/prototypster/pdvault/api"
 	"github.com/prototypster/pdvault/api/client"
@@ -158,15 +159,35 @@ func TestErasureCalls(t *testing.T) {
 	b := servertest.NewBroker(t)
 	c := start(t, b, "privacy", -1)
 	id := b.MustCreate("profile", `{"name":"x"}`)
-	erased := must[client.Erased](t)(c.Erase(t.Context(), id, api.ReasonSubjectRequest))
-	if erased.ID == uuid.Nil || !strings.Contains(string(erased.Certificate), erased.ID.String()) {
-		t.Errorf("erase: %v %s", erased.ID, erased.Certificate)
+	first := must[erasure.Certificate](t)(c.Erase(t.Context(), id, api.ReasonSubjectRequest))
+	if first.Subject != id.String() || first.Salt == "" || first.Reason != api.ReasonSubjectRequest {
+		t.Errorf("erase: %s", first.Encode())
 	}
-	if again := must[[]byte](t)(c.Erasure(t.Context(), erased.ID)); string(again) != string(erased.Certificate) {
-		t.Errorf("certificate: %s, then %s", erased.Certificate, again)
+	again := must[erasure.Certificate](t)(c.Erasure(t.Context(), uuid.MustParse(first.ID)))
+	if again.Subject != "" || again.Salt != "" || again.ID != first.ID {
+		t.Errorf("certificate: %s", again.Encode())
 	}
-	if act := must[[]byte](t)(c.ErasureAct(t.Context(), erased.ID)); !strings.HasPrefix(string(act), "<!doctype html>") {
-		t.Errorf("act: %s", act)
+	again.Subject, again.Salt = first.Subject, first.Salt
+	if string(again.Encode()) != string(first.Encode()) {
+		t.Errorf("certificate: %s, then %s", first.Encode(), again.Encode())
+	}
+
+	other := b.MustCreate("profile", `{"name":"x"}`)
+	b.LeaveErasures(true)
+	_, err := c.Erase(t.Context(), other, api.ReasonUnlawful)
+	var pending *access.PendingErasureError
+	if !errors.As(err, &pending) || pending.Salt == "" {
+		t.Fatalf("pending: %v", err)
+	}
+	if _, err := c.Erasure(t.Context(), pending.ID); !errors.Is(err, access.ErrErasurePending) {
+		t.Errorf("pending: %v", err)
+	}
+	b.LeaveErasures(false)
+	_, _ = c.Erasure(t.Context(), pending.ID) // asked for once more
+	later := must[erasure.Certificate](t)(c.Erasure(t.Context(), pending.ID))
+	later.Subject, later.Salt = other.String(), pending.Salt
+	if _, err := erasure.Parse(later.Encode()); err != nil {
+		t.Errorf("with the salt of the pending one: %v", err)
 	}
 	if _, err := c.Erase(t.Context(), uuid.New(), api.ReasonUnlawful); !errors.Is(err, access.ErrNotFound) {
 		t.Errorf("absent: %v", err)
@@ -301,9 +322,11 @@ func TestTypedErrors(t *testing.T) {
 	if err := get(&schema.ValidationError{Violations: []schema.Violation{{Pointer: "/email", Rule: "format"}}}); !errors.As(err, &field) || field.Field != "/email" || !errors.Is(err, access.ErrInvalid) {
 		t.Errorf("%v", err)
 	}
-	var pending *access.ErasurePendingError
+	var pending *access.PendingErasureError
 	certificate := uuid.New()
-	if err := get(&access.ErasurePendingError{ID: certificate, Record: 61}); !errors.As(err, &pending) || *pending != (access.ErasurePendingError{ID: certificate, Record: 61}) {
+	salt, _ := erasure.Commit("x")
+	if err := get(&access.PendingErasureError{ID: certificate, Entry: 61, Salt: salt, Cause: keys.ErrSealed}); !errors.As(err, &pending) ||
+		*pending != (access.PendingErasureError{ID: certificate, Entry: 61, Salt: salt}) || errors.Is(err, keys.ErrSealed) {
 		t.Errorf("%v", err)
 	}
 	var unique *access.NotUniqueError

@@ -4,48 +4,36 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"strings"
 
 	"github.com/google/uuid"
 
+	"github.com/prototypster/pdvault/access/erasure"
 	"github.com/prototypster/pdvault/api"
 )
 
-// Erased is a finished erasure.
-type Erased struct {
-	ID          uuid.UUID // of the certificate
-	Certificate []byte    // JSON, byte for byte as it is verified offline
+// Erase erases a subject for one of api.ErasureReasons. Keep the certificate, its Encode: this one alone names the
+// subject. Its proofs are not verified here.
+//
+// An *access.PendingErasureError says that the erasure is on record and will be finished without being asked for
+// again; Erasure then gives the certificate, and Subject and Salt can be added to it. The call is never sent twice:
+// to the second the subject might be one that never was.
+func (c *Client) Erase(ctx context.Context, id uuid.UUID, reason string) (erasure.Certificate, error) {
+	return c.certificate(ctx, request{method: http.MethodDelete, path: subjectPath(id), body: encode(api.Erase{Reason: reason})})
 }
 
-// Erase erases a subject for one of api.ErasureReasons. Keep the certificate: this one alone names the subject.
-// It is never sent twice, since the answer to the second would not. An error that is access.ErrErasurePending
-// says that the erasure is on record and will be finished without being asked for again.
-func (c *Client) Erase(ctx context.Context, id uuid.UUID, reason string) (Erased, error) {
-	r, err := c.do(ctx, request{method: http.MethodDelete, path: subjectPath(id), body: encode(api.Erase{Reason: reason})})
-	if err != nil {
-		return Erased{}, err
-	}
-	certificate, err := uuid.Parse(strings.TrimPrefix(r.header.Get("Location"), erasuresPath))
-	if err != nil {
-		return Erased{}, fmt.Errorf("erasure: answer does not name its certificate: %w", ErrProtocol)
-	}
-	return Erased{certificate, r.body}, nil
+// Erasure returns the certificate of an erasure as it is now, by the certificate's id. It names no subject.
+func (c *Client) Erasure(ctx context.Context, id uuid.UUID) (erasure.Certificate, error) {
+	return c.certificate(ctx, request{method: http.MethodGet, path: "/v1/erasures/" + id.String(), repeatable: true})
 }
 
-const erasuresPath = "/v1/erasures/"
-
-// Erasure returns the certificate of an erasure as it is now, by the certificate's id.
-func (c *Client) Erasure(ctx context.Context, id uuid.UUID) ([]byte, error) {
-	return c.raw(ctx, erasuresPath+id.String())
-}
-
-// ErasureAct returns the act of an erasure, an HTML page for printing, by the certificate's id.
-func (c *Client) ErasureAct(ctx context.Context, id uuid.UUID) ([]byte, error) {
-	r, err := c.do(ctx, request{
-		method: http.MethodGet, path: erasuresPath + id.String(), header: http.Header{"Accept": {"text/html"}}, repeatable: true,
-	})
+func (c *Client) certificate(ctx context.Context, q request) (erasure.Certificate, error) {
+	r, err := c.do(ctx, q)
 	if err != nil {
-		return nil, err
+		return erasure.Certificate{}, err
 	}
-	return r.body, nil
+	certificate, err := erasure.Parse(r.body)
+	if err != nil {
+		return erasure.Certificate{}, fmt.Errorf("%s %s: %w", q.method, template(q.path), err)
+	}
+	return certificate, nil
 }

@@ -66,7 +66,7 @@ var sentinels = map[string]error{
 
 // Error is an answer that is not a success. It wraps the sentinel of its problem type, and the typed error
 // of package access where there is one: *access.DeniedError, *access.FieldError, *access.NotUniqueError,
-// *access.RotationError, *access.ErasurePendingError.
+// *access.RotationError, *access.PendingErasureError.
 type Error struct {
 	Status     int
 	Problem    api.Problem
@@ -140,7 +140,7 @@ func meaning(p *api.Problem) []error {
 		out = append(out, &access.RotationError{Running: id, Err: sentinel})
 	}
 	if id, err := uuid.Parse(p.Erasure); err == nil && p.AccessRecord != nil {
-		out = append(out, &access.ErasurePendingError{ID: id, Record: *p.AccessRecord})
+		out = append(out, &access.PendingErasureError{ID: id, Entry: *p.AccessRecord, Salt: p.ErasureSalt})
 	}
 	for _, v := range p.Violations {
 		switch {

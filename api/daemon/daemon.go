@@ -126,7 +126,10 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.broker, err = access.New(ctx, brokerConfig(d, v, status.Sidecar)); err != nil {
 		return fmt.Errorf("starting the broker: %w", err)
 	}
-	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep)
+	if _, err := d.broker.FinishErasures(ctx); err != nil { // tried again every second
+		log.Error("erasures are on record and not finished", "error", err)
+	}
+	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep, d.finishErasures)
 	return nil
 }
 

@@ -195,3 +195,18 @@ func (d *Daemon) sweep(ctx context.Context) {
 		}
 	})
 }
+
+// finishErasures destroys the keys of erasures that a crash, or a sidecar that could not answer, left half done.
+func (d *Daemon) finishErasures(ctx context.Context) {
+	failing := false
+	every(ctx, time.Second, func() {
+		n, err := d.broker.FinishErasures(ctx)
+		if n > 0 {
+			d.log.Info("erasures were finished", "count", n)
+		}
+		if err != nil && !failing && ctx.Err() == nil {
+			d.log.Error("erasures are on record and not finished", "error", err)
+		}
+		failing = err != nil
+	})
+}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/access/erasure"
 	"github.com/prototypster/pdvault/api"
 )
 
@@ -19,31 +20,36 @@ func erase(q *call, b *api.Erase) (reply, error) {
 	if !slices.Contains(api.ErasureReasons, b.Reason) {
 		return reply{}, invalid("/reason", "must be one of "+strings.Join(api.ErasureReasons, ", "))
 	}
-	e, err := q.server.broker.Erase(q.ctx, access.EraseRequest{Request: q.request, Subject: id, Reason: b.Reason})
-	r, err := q.erased(e, err)
-	if err == nil {
-		r.location = "/v1/erasures/" + e.ID.String()
+	c, err := q.server.broker.Erase(q.ctx, access.EraseRequest{Request: q.request, Subject: id, Reason: b.Reason})
+	if err != nil {
+		return reply{}, err
 	}
+	r, err := q.certified(c)
+	r.location = "/v1/erasures/" + c.ID
 	return r, err
 }
 
-func erasure(q *call) (reply, error) {
+func certificate(q *call) (reply, error) {
 	id, err := parseID("id", q.param("id"))
 	if err != nil {
 		return reply{}, err
 	}
-	e, err := q.server.broker.Erasure(q.ctx, q.request, id)
-	return q.erased(e, err)
-}
-
-// erased answers with the certificate, byte for byte as it was signed, or with the act for printing.
-func (q *call) erased(e access.Erased, err error) (reply, error) {
+	c, err := q.server.broker.Erasure(q.ctx, q.request, id)
 	if err != nil {
 		return reply{}, err
 	}
-	r := reply{status: http.StatusOK, records: recordHeader(e.Record), body: e.Certificate}
+	return q.certified(c)
+}
+
+// certified answers with the certificate, or with the act that is printed of it.
+func (q *call) certified(c erasure.Certificate) (reply, error) {
+	r := reply{status: http.StatusOK, records: recordHeader(c.Erased.Index), body: c.Encode()}
 	if wantsPage(q.gin.Request.Header["Accept"]) {
-		r.media, r.body = mediaHTML, e.Act
+		page, err := erasure.Act(r.body)
+		if err != nil {
+			return reply{}, err
+		}
+		r.media, r.body = mediaHTML, page
 	}
 	return r, nil
 }

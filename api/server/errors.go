@@ -155,12 +155,12 @@ func problemOf(ctx context.Context, err error) (api.Problem, Mapping) {
 	var vaultUnique *vault.NotUniqueError
 	var validation *schema.ValidationError
 	var bundle *policy.BundleError
-	var pending *access.ErasurePendingError
+	var pending *access.PendingErasureError
 	var rotating *access.RotationError
 	switch {
 	case m.Type == api.ProblemErasurePending && errors.As(err, &pending):
-		record := pending.Record
-		p.Erasure, p.AccessRecord = pending.ID.String(), &record
+		record := pending.Entry
+		p.Erasure, p.ErasureSalt, p.AccessRecord = pending.ID.String(), pending.Salt, &record
 	case m.Status >= 500:
 	case m.Type == api.ProblemRotationRunning && errors.As(err, &rotating):
 		p.Rotation = rotating.Running.String()

@@ -35,7 +35,7 @@ func (s *Server) register(r *gin.Engine) {
 		{Method: get, Path: "/v1/subjects/:id/consents", run: consents},
 		{Method: post, Path: "/v1/consents/:id/withdrawal", body: api.MaxBody, optional: true, run: endpoint(withdrawConsent)},
 
-		{Method: get, Path: "/v1/erasures/:id", run: erasure},
+		{Method: get, Path: "/v1/erasures/:id", run: certificate},
 
 		{Method: get, Path: "/v1/keys", run: keysInUse},
 		{Method: get, Path: "/v1/keys/rotations", run: rotations},

@@ -100,7 +100,7 @@ type Entry struct {
 	Restored *Restored  `json:"restored,omitzero"`  // ledger.restored
 }
 
-// Erasure is what an erasure destroyed. In subject.erased the members up to Method are set, in key.destroyed
+// Erasure is what an erasure destroyed. In subject.erased the members up to Operator are set, in key.destroyed
 // ID and the members from Generation on. The entry's Reason is the code of the reason, and its DetailCommit is
 // over the subject's id, so that who holds the certificate, and nobody else, can show whom it is about.
 type Erasure struct {
@@ -110,6 +110,7 @@ type Erasure struct {
 	Consents   int      `json:"consents,omitzero"`    // number of consents whose records were deleted
 	Details    int      `json:"details,omitzero"`     // number of sealed details that were deleted
 	Method     string   `json:"method,omitzero"`      // MethodCryptographicErase
+	Operator   string   `json:"operator,omitzero"`    // who erased: its name, as the policy in force has it
 
 	Generation uint64 `json:"generation,omitzero"`  // of the key store, that the tombstone was written at
 	KEKVersion uint64 `json:"kek_version,omitzero"` // that wrapped the bundle; older copies are dead once it is retired

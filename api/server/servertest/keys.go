@@ -2,7 +2,6 @@ package servertest
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -15,45 +14,6 @@ import (
 	"github.com/prototypster/pdvault/keys"
 )
 
-// Erase forgets a subject and answers with a certificate that is final at once. Erasing again gives the same.
-func (b *Broker) Erase(ctx context.Context, q access.EraseRequest) (access.Erased, error) {
-	unlock, err := b.begin(ctx, q.Request)
-	defer unlock()
-	if err != nil {
-		return access.Erased{}, err
-	}
-	if !slices.Contains(api.ErasureReasons, q.Reason) {
-		b.tb.Errorf("fake broker: erasure for %q", q.Reason)
-	}
-	if e, ok := b.erased[q.Subject]; ok {
-		return e, nil
-	}
-	if _, _, err := b.findLocked(q.Subject, ""); err != nil {
-		return access.Erased{}, err
-	}
-	delete(b.subjects, q.Subject)
-	e := access.Erased{ID: uuid.New(), Record: b.recordLocked(verify.KindSubjectErased, q.Request), Final: true}
-	e.Certificate = fmt.Appendf(nil, `{"id":%q,"reason":%q,"record":%d}`, e.ID, q.Reason, e.Record)
-	e.Act = fmt.Appendf(nil, "<!doctype html><title>Act</title><p>%s</p>\n", e.ID)
-	b.erased[q.Subject] = e
-	return e, nil
-}
-
-// Erasure answers with what Erase did.
-func (b *Broker) Erasure(ctx context.Context, r access.Request, id uuid.UUID) (access.Erased, error) {
-	unlock, err := b.begin(ctx, r)
-	defer unlock()
-	if err != nil {
-		return access.Erased{}, err
-	}
-	for _, e := range b.erased {
-		if e.ID == id {
-			return e, nil
-		}
-	}
-	return access.Erased{}, access.ErrNotFound
-}
-
 // Keys answers with one key of each kind; that of the index is overdue.
 func (b *Broker) Keys(ctx context.Context, r access.Request) (access.KeysInfo, error) {
 	unlock, err := b.begin(ctx, r)
@@ -63,7 +23,7 @@ func (b *Broker) Keys(ctx context.Context, r access.Request) (access.KeysInfo, e
 	}
 	const day = 24 * time.Hour
 	info := access.KeysInfo{
-		KEK: "local", Generation: 1<<56 + 7, Subjects: int64(len(b.subjects)), Destroyed: int64(len(b.erased)), Counted: b.now(),
+		KEK: "local", Generation: 1<<56 + 7, Subjects: int64(len(b.subjects)), Destroyed: int64(len(b.erasures)), Counted: b.now(),
 		NextEpoch: b.now().Add(4 * day), EpochInterval: 7 * day,
 	}
 	for kind, age := range map[string]time.Duration{"kek": 3 * day, "subject": 100 * day, "index": 400 * day} {

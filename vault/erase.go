@@ -1,0 +1,58 @@
+package vault
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// LoadWhole is Load with every record that the subject has.
+func LoadWhole(r kv.Reader, subject uuid.UUID) (*Subject, error) {
+	s, err := Load(r, subject)
+	if err != nil {
+		return s, err
+	}
+	return Load(r, subject, s.collections()...)
+}
+
+// collections returns the names of those in which the subject has a record, sorted.
+func (s *Subject) collections() []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
+		if !s.Head.Records[name].Deleted {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Erase returns the change that erases a subject: every record and every row of the index that it has is
+// deleted, and its head becomes a tombstone that says nothing but that there was one. s must have been loaded
+// whole.
+func (s *Subject) Erase() (kv.Change, error) {
+	var change kv.Change
+	if !s.Exists() {
+		return kv.Change{}, ErrNoSubject
+	}
+	s.Expect(&change)
+	for _, name := range s.collections() {
+		row := s.Rows[name]
+		if row == nil {
+			return kv.Change{}, fmt.Errorf("%w: erasing a subject of which a record is not loaded", ErrIntegrity)
+		}
+		change.Delete(recordKey(s.ID, name))
+		for _, f := range row.Fields {
+			for _, x := range f.Index {
+				for _, key := range x.keys(s.ID, name, f.Name) {
+					change.Delete(key)
+				}
+			}
+		}
+	}
+	change.Set(headKey(s.ID), encodeHead(Head{Format: headFormat, Version: s.Head.Version + 1, Erased: true}))
+	return change, nil
+}
