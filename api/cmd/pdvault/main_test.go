@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/go-json-experiment/json"
-	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/prototypster/pdvault/access"
@@ -54,10 +53,11 @@ func TestScripts(t *testing.T) {
 			},
 			"fail": func(ts *testscript.TestScript, _ bool, a []string) {
 				b := ts.Value("broker").(*servertest.Broker)
-				b.Fail(map[string]error{
-					"none": nil, "denied": &access.DeniedError{Reason: "consent-missing", Record: 7}, "busy": access.ErrBusy,
-					"pending": &access.ErasurePendingError{ID: uuid.MustParse("7d0f3f3c-6f0b-4c57-a8d4-4a0c2d1f8a15"), Record: 61},
-				}[a[0]])
+				b.Fail(map[string]error{"none": nil, "denied": &access.DeniedError{Reason: "consent-missing", Record: 7}, "busy": access.ErrBusy}[a[0]])
+			},
+			// erasures {pending|finished} says whether keys are destroyed.
+			"erasures": func(ts *testscript.TestScript, _ bool, a []string) {
+				ts.Value("broker").(*servertest.Broker).LeaveErasures(a[0] == "pending")
 			},
 			// rotations STEP [CODE] sets how much of ten a look at a rotation does, and the code that it fails with.
 			"rotations": func(ts *testscript.TestScript, _ bool, a []string) {
