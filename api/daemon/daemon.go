@@ -129,6 +129,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if _, err := d.broker.FinishErasures(ctx); err != nil { // tried again every second
 		log.Error("erasures are on record and not finished", "error", err)
 	}
+	d.showState()
 	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep, d.finishErasures)
 	return nil
 }
