@@ -89,6 +89,17 @@ func (e *NotUniqueError) Error() string {
 // Unwrap returns ErrNotUnique.
 func (e *NotUniqueError) Unwrap() error { return ErrNotUnique }
 
+// RotationError is why a rotation was not started while another one was running. It wraps Err.
+type RotationError struct {
+	Running uuid.UUID // the one that was running
+	Err     error     // of the sidecar
+}
+
+func (e *RotationError) Error() string { return "access: starting a rotation: " + e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *RotationError) Unwrap() error { return e.Err }
+
 // PendingErasureError is an erasure that is not finished yet. It wraps ErrErasurePending and the cause.
 type PendingErasureError struct {
 	ID    uuid.UUID // of the certificate that there will be

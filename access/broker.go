@@ -73,9 +73,11 @@ type Config struct {
 	// Stale reports whether an error of Opener or Vault says that a ciphertext does not open: it may have been
 	// sealed again under a newer key meanwhile. Required.
 	Stale    func(error) bool
-	Observer Observer         // nil: none
-	Now      func() time.Time // nil: time.Now
-	Logger   *slog.Logger     // nil: none
+	Keys     Keys                     // nil: what concerns the keys themselves is ErrUnavailable
+	KeyAges  map[string]time.Duration // by kind of key, the age at which it is to be rotated. Nil: DefaultKeyAges
+	Observer Observer                 // nil: none
+	Now      func() time.Time         // nil: time.Now
+	Logger   *slog.Logger             // nil: none
 	// RefCache is the number of subject references kept in memory; 0 means 65,536.
 	RefCache int
 	// SealedFor bounds the time between sealing and committing where a rotation of keys would not notice the commit
@@ -92,6 +94,8 @@ type Broker struct {
 	sidecar     string
 	failureCode func(error) string
 	stale       func(error) bool
+	keys        Keys
+	keyAges     map[string]time.Duration
 	observer    Observer
 	now         func() time.Time
 	log         *slog.Logger
@@ -125,6 +129,9 @@ func newBroker(c Config) (*Broker, error) {
 	case c.FailureCode == nil, c.Stale == nil:
 		return nil, errors.New("access: FailureCode and Stale are required")
 	}
+	if c.KeyAges == nil {
+		c.KeyAges = DefaultKeyAges()
+	}
 	if c.Observer == nil {
 		c.Observer = unobserved{}
 	}
@@ -151,8 +158,7 @@ func newBroker(c Config) (*Broker, error) {
 	return &Broker{
 		earlier: earlier,
 		store:   c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
-		failureCode: c.FailureCode, stale: c.Stale, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
-		sealedFor: c.SealedFor,
+		failureCode: c.FailureCode, stale: c.Stale, keys: c.Keys, keyAges: c.KeyAges, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
 	}, nil
 }
 

@@ -270,6 +270,107 @@ type RestrictionChanged struct {
 	Record     int64  `json:"record"`  // index of the ledger entry
 }
 
+// Erase is the body of DELETE /v1/subjects/{id}.
+type Erase struct {
+	Reason string `json:"reason"` // one of ErasureReasons
+}
+
+// Reasons of an erasure. They are codes, since they go into the ledger, where no text of anybody may be.
+const (
+	ReasonWithdrawnConsent = "withdrawn-consent" // the consent that all rested on was withdrawn
+	ReasonPurposeReached   = "purpose-reached"   // the data is no longer needed for what it was collected for
+	ReasonSubjectRequest   = "subject-request"   // the person asked for it
+	ReasonUnlawful         = "unlawful"          // the data ought not to have been processed
+	ReasonLegalObligation  = "legal-obligation"  // law or an authority demands it
+	ReasonAccountClosed    = "account-closed"    // the contract with the person ended
+)
+
+// ErasureReasons are all reasons that an erasure can have.
+var ErasureReasons = []string{
+	ReasonWithdrawnConsent, ReasonPurposeReached, ReasonSubjectRequest, ReasonUnlawful, ReasonLegalObligation,
+	ReasonAccountClosed,
+}
+
+// Keys answers GET /v1/keys: which versions of which keys are in use, and what becomes of them next.
+type Keys struct {
+	KEK                  string       `json:"kek"`               // kind of the key-encryption key
+	Generation           uint64       `json:"generation,string"` // of the key store; a string, since it may be above MaxNumber
+	Versions             []KeyVersion `json:"versions"`          // by kind, the newest version first
+	Subjects             int64        `json:"subjects"`          // that have a key
+	Destroyed            int64        `json:"destroyed"`         // whose key was destroyed
+	CountedAt            time.Time    `json:"counted_at"`
+	NextEpoch            time.Time    `json:"next_epoch,omitzero"`             // by which the next epoch is due; zero: none is planned
+	EpochIntervalSeconds int64        `json:"epoch_interval_seconds,omitzero"` // 0: none is planned
+	Running              *Rotation    `json:"running,omitzero"`                // nil: no rotation is running
+}
+
+// KeyVersion is one version of one kind of key.
+type KeyVersion struct {
+	Kind                string    `json:"kind"` // kek, subject, index, token, service, witness
+	Version             uint64    `json:"version"`
+	Newest              bool      `json:"newest"`
+	Count               int64     `json:"count"`                           // things that are on it
+	Made                time.Time `json:"made,omitzero"`                   // zero: not known
+	AgeSeconds          int64     `json:"age_seconds,omitzero"`            // 0: not known
+	PolicyMaxAgeSeconds int64     `json:"policy_max_age_seconds,omitzero"` // age at which it is to be rotated; 0: the policy has none
+	Overdue             bool      `json:"overdue"`                         // it is in use past that age
+}
+
+// Scopes of rotations.
+const (
+	ScopeKEK         = "kek"          // an epoch: all keys are wrapped anew and the old wrapping is destroyed
+	ScopeSubject     = "subject"      // the key of one person
+	ScopeAllSubjects = "all-subjects" // the key of every person
+	ScopeIndex       = "index"        // the key of the blind index
+	ScopeToken       = "token"        // the key of links; older ones go on verifying
+	ScopeLedger      = "ledger"       // the key that signs the log
+	ScopeWitness     = "witness"      // the key that cosigns the log
+)
+
+// RotationScopes are all scopes that a rotation can have.
+var RotationScopes = []string{
+	ScopeKEK, ScopeSubject, ScopeAllSubjects, ScopeIndex, ScopeToken, ScopeLedger, ScopeWitness,
+}
+
+// StartRotation is the body of POST /v1/keys/rotations.
+type StartRotation struct {
+	Scope   string `json:"scope"`            // one of RotationScopes
+	Subject string `json:"subject,omitzero"` // for ScopeSubject, and only for it
+}
+
+// Rotation is one rotation of keys. It goes on by itself, through restarts, until it is done or failed.
+type Rotation struct {
+	ID         string    `json:"id"`
+	Scope      string    `json:"scope"`
+	Subject    string    `json:"subject,omitzero"` // of ScopeSubject
+	By         string    `json:"by"`               // id of the caller that asked, or who else did
+	State      string    `json:"state"`            // running, done or failed
+	Phase      string    `json:"phase,omitzero"`   // of a running one: what it is at
+	Done       int64     `json:"done"`
+	Total      int64     `json:"total"`                // 0: not known yet
+	Percent    int       `json:"percent"`              // of a running one at most 99
+	ETASeconds *int64    `json:"eta_seconds,omitzero"` // until it is done, at the pace so far; nil: not known, or not running
+	Started    time.Time `json:"started"`
+	Updated    time.Time `json:"updated"`
+	Finished   time.Time `json:"finished,omitzero"` // zero: it is running
+	Target     uint64    `json:"target,omitzero"`   // version that all is brought to; 0: not known yet
+	Failure    string    `json:"failure,omitzero"`  // code, of a failed one
+	Evidence   string    `json:"evidence,omitzero"` // signed note of the sidecar; empty: there is none yet
+	Record     *int64    `json:"record,omitzero"`   // index of the ledger entry that holds the evidence; nil: none yet
+}
+
+// States of a Rotation.
+const (
+	RotationRunning = "running"
+	RotationDone    = "done"
+	RotationFailed  = "failed"
+)
+
+// Rotations answers GET /v1/keys/rotations, the newest first.
+type Rotations struct {
+	Rotations []Rotation `json:"rotations"` // empty: there was none
+}
+
 // PolicyVersion is one published policy bundle.
 type PolicyVersion struct {
 	Version     int64     `json:"version"`

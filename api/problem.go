@@ -22,6 +22,7 @@ const (
 	ProblemNotFound             = ProblemPrefix + "not-found"               // 404
 	ProblemMethodNotAllowed     = ProblemPrefix + "method-not-allowed"      // 405
 	ProblemNotUnique            = ProblemPrefix + "not-unique"              // 409
+	ProblemRotationRunning      = ProblemPrefix + "rotation-running"        // 409: rotation says which
 	ProblemLimitReached         = ProblemPrefix + "limit-reached"           // 409
 	ProblemVersionMismatch      = ProblemPrefix + "version-mismatch"        // 412
 	ProblemTooLarge             = ProblemPrefix + "too-large"               // 413
@@ -32,12 +33,14 @@ const (
 	ProblemIdempotencyMismatch  = ProblemPrefix + "idempotency-mismatch"    // 422
 	ProblemVersionRequired      = ProblemPrefix + "version-required"        // 428
 	ProblemRateLimited          = ProblemPrefix + "rate-limited"            // 429
+	ProblemDecryptBudget        = ProblemPrefix + "decrypt-budget"          // 429: of the sidecar; nothing was opened
 	ProblemClientClosed         = ProblemPrefix + "client-closed"           // 499: seen in logs and metrics only
 	ProblemInternal             = ProblemPrefix + "internal"                // 500
 	ProblemIntegrity            = ProblemPrefix + "integrity"               // 500: stored data contradicts itself; never "not found"
 	ProblemBusy                 = ProblemPrefix + "busy"                    // 503: nothing happened, try again
 	ProblemKeyService           = ProblemPrefix + "key-service-unavailable" // 503: no plaintext has left
 	ProblemLog                  = ProblemPrefix + "log-unavailable"         // 503: no plaintext has left
+	ProblemErasurePending       = ProblemPrefix + "erasure-pending"         // 503: recorded, and will be finished; erasure says which
 	ProblemTimeout              = ProblemPrefix + "timeout"                 // 504: the outcome is not known
 	ProblemStorageFull          = ProblemPrefix + "storage-full"            // 507: reads go on, writes do not
 )
@@ -53,6 +56,9 @@ type Problem struct {
 	Reason       string      `json:"reason,omitzero"`        // of a denial: its code; empty: not a denial
 	Missing      []Missing   `json:"missing,omitempty"`      // of a denial: what would have to be there
 	Violations   []Violation `json:"violations,omitempty"`   // of an invalid request: where
+	Rotation     string      `json:"rotation,omitzero"`      // of rotation-running: id of the one that is
+	Erasure      string      `json:"erasure,omitzero"`       // of erasure-pending: id of the certificate that there will be
+	ErasureSalt  string      `json:"erasure_salt,omitzero"`  // of erasure-pending, for who erased: proves whom the entry is about
 	AccessRecord *int64      `json:"access_record,omitzero"` // index of the access record; nil: none was written
 	TraceID      string      `json:"trace_id,omitzero"`      // W3C trace-id of the request; empty: it had none
 	RequestID    string      `json:"request_id,omitzero"`

@@ -15,11 +15,13 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/access/erasure"
 	"github.com/prototypster/pdvault/access/policy"
 	"github.com/prototypster/pdvault/api"
 	"github.com/prototypster/pdvault/api/client"
 	"github.com/prototypster/pdvault/api/server"
 	"github.com/prototypster/pdvault/api/server/servertest"
+	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/vault/schema"
 )
 
@@ -152,6 +154,87 @@ func TestCalls(t *testing.T) {
 	}
 }
 
+// TestErasureCalls erases, and asks for the certificate and the act again.
+func TestErasureCalls(t *testing.T) {
+	b := servertest.NewBroker(t)
+	c := start(t, b, "privacy", -1)
+	id := b.MustCreate("profile", `{"name":"x"}`)
+	first := must[erasure.Certificate](t)(c.Erase(t.Context(), id, api.ReasonSubjectRequest))
+	if first.Subject != id.String() || first.Salt == "" || first.Reason != api.ReasonSubjectRequest {
+		t.Errorf("erase: %s", first.Encode())
+	}
+	again := must[erasure.Certificate](t)(c.Erasure(t.Context(), uuid.MustParse(first.ID)))
+	if again.Subject != "" || again.Salt != "" || again.ID != first.ID {
+		t.Errorf("certificate: %s", again.Encode())
+	}
+	again.Subject, again.Salt = first.Subject, first.Salt
+	if string(again.Encode()) != string(first.Encode()) {
+		t.Errorf("certificate: %s, then %s", first.Encode(), again.Encode())
+	}
+
+	other := b.MustCreate("profile", `{"name":"x"}`)
+	b.LeaveErasures(true)
+	_, err := c.Erase(t.Context(), other, api.ReasonUnlawful)
+	var pending *access.PendingErasureError
+	if !errors.As(err, &pending) || pending.Salt == "" {
+		t.Fatalf("pending: %v", err)
+	}
+	if _, err := c.Erasure(t.Context(), pending.ID); !errors.Is(err, access.ErrErasurePending) {
+		t.Errorf("pending: %v", err)
+	}
+	b.LeaveErasures(false)
+	_, _ = c.Erasure(t.Context(), pending.ID) // asked for once more
+	later := must[erasure.Certificate](t)(c.Erasure(t.Context(), pending.ID))
+	later.Subject, later.Salt = other.String(), pending.Salt
+	if _, err := erasure.Parse(later.Encode()); err != nil {
+		t.Errorf("with the salt of the pending one: %v", err)
+	}
+	if _, err := c.Erase(t.Context(), uuid.New(), api.ReasonUnlawful); !errors.Is(err, access.ErrNotFound) {
+		t.Errorf("absent: %v", err)
+	}
+	var field *access.FieldError
+	if _, err := c.Erase(t.Context(), id, "because"); !errors.As(err, &field) || field.Field != "/reason" || !strings.Contains(field.Why, api.ReasonUnlawful) {
+		t.Errorf("reason: %v", err)
+	}
+}
+
+// TestKeyCalls starts a rotation and follows it to its end.
+func TestKeyCalls(t *testing.T) {
+	b := servertest.NewBroker(t)
+	c := start(t, b, "security", -1)
+	ctx := t.Context()
+	if k := must[api.Keys](t)(c.Keys(ctx)); len(k.Versions) != 3 || k.Generation != 1<<56+7 || k.Running != nil || k.EpochIntervalSeconds != 7*24*3600 || !k.Versions[0].Overdue {
+		t.Errorf("keys: %+v", k)
+	}
+	if list := must[[]api.Rotation](t)(c.Rotations(ctx)); len(list) != 0 {
+		t.Errorf("rotations: %+v", list)
+	}
+	started := must[api.Rotation](t)(c.StartRotation(ctx, api.ScopeAllSubjects, uuid.Nil))
+	if started.State != api.RotationRunning || started.By != "security" || started.Percent != 0 || started.ETASeconds != nil || started.Record != nil {
+		t.Errorf("started: %+v", started)
+	}
+	if k := must[api.Keys](t)(c.Keys(ctx)); k.Running == nil || k.Running.ID != started.ID {
+		t.Errorf("keys: %+v", k)
+	}
+	var running *access.RotationError
+	if _, err := c.StartRotation(ctx, api.ScopeKEK, uuid.Nil); !errors.Is(err, keys.ErrJobRunning) || !errors.As(err, &running) || running.Running.String() != started.ID {
+		t.Errorf("a second one: %v", err)
+	}
+	id := uuid.MustParse(started.ID)
+	if r := must[api.Rotation](t)(c.Rotation(ctx, id)); r.Done != 1 || r.Percent != 10 || r.ETASeconds == nil || *r.ETASeconds != 9*60 {
+		t.Errorf("after a tenth: %+v", r)
+	}
+	for range 9 {
+		must[[]api.Rotation](t)(c.Rotations(ctx))
+	}
+	if r := must[api.Rotation](t)(c.Rotation(ctx, id)); r.State != api.RotationDone || r.Percent != 100 || r.ETASeconds != nil || r.Record == nil || r.Evidence == "" || r.Finished.IsZero() {
+		t.Errorf("at the end: %+v", r)
+	}
+	if _, err := c.Rotation(ctx, uuid.New()); !errors.Is(err, access.ErrNotFound) {
+		t.Errorf("absent: %v", err)
+	}
+}
+
 // TestTable sends each row of the server's error table over the wire: the client must get the sentinel of
 // its problem type back.
 func TestTable(t *testing.T) {
@@ -175,6 +258,9 @@ func TestTable(t *testing.T) {
 		api.ProblemBatchTooLarge:        access.ErrBatchTooLarge,
 		api.ProblemUnauthenticated:      client.ErrUnauthenticated,
 		api.ProblemUnsupportedMediaType: client.ErrProtocol,
+		api.ProblemRotationRunning:      keys.ErrJobRunning,
+		api.ProblemDecryptBudget:        access.ErrLimited,
+		api.ProblemErasurePending:       access.ErrErasurePending,
 		api.ProblemVersionMismatch:      access.ErrVersion,
 		api.ProblemVersionRequired:      access.ErrVersionRequired,
 	}
@@ -236,6 +322,13 @@ func TestTypedErrors(t *testing.T) {
 	if err := get(&schema.ValidationError{Violations: []schema.Violation{{Pointer: "/email", Rule: "format"}}}); !errors.As(err, &field) || field.Field != "/email" || !errors.Is(err, access.ErrInvalid) {
 		t.Errorf("%v", err)
 	}
+	var pending *access.PendingErasureError
+	certificate := uuid.New()
+	salt, _ := erasure.Commit("x")
+	if err := get(&access.PendingErasureError{ID: certificate, Entry: 61, Salt: salt, Cause: keys.ErrSealed}); !errors.As(err, &pending) ||
+		*pending != (access.PendingErasureError{ID: certificate, Entry: 61, Salt: salt}) || errors.Is(err, keys.ErrSealed) {
+		t.Errorf("%v", err)
+	}
 	var unique *access.NotUniqueError
 	if err := get(&access.NotUniqueError{Collection: "profile", Field: "email"}); !errors.As(err, &unique) || unique.Collection != "profile" || unique.Field != "email" {
 		t.Errorf("%v", err)
@@ -274,6 +367,8 @@ func TestRetries(t *testing.T) {
 		"with key":       {"soon", func() error { _, err := c.CreateSubject(t.Context(), "k", nil); return err }, 3, false},
 		"without key":    {"soon", func() error { _, err := c.CreateSubject(t.Context(), "", nil); return err }, 1, true},
 		"write":          {"soon", func() error { return c.DeleteRecord(t.Context(), uuid.New(), "p", client.Condition{}) }, 1, true},
+		"erasure":        {"soon", func() error { _, err := c.Erase(t.Context(), uuid.New(), api.ReasonUnlawful); return err }, 1, true},
+		"rotation":       {"soon", func() error { _, err := c.StartRotation(t.Context(), api.ScopeKEK, uuid.Nil); return err }, 1, true},
 		"never":          {"never", func() error { _, err := c.Subject(t.Context(), uuid.New()); return err }, 4, true},
 		"no retry-after": {"no retry-after", func() error { _, err := c.Subject(t.Context(), uuid.New()); return err }, 1, true},
 	} {

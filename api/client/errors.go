@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
 
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/policy"
 	"github.com/prototypster/pdvault/api"
+	"github.com/prototypster/pdvault/keys"
 )
 
 // What the server says and package access has no word for.
@@ -41,6 +43,9 @@ var sentinels = map[string]error{
 	api.ProblemMethodNotAllowed:     ErrProtocol,
 	api.ProblemNotUnique:            access.ErrNotUnique,
 	api.ProblemLimitReached:         ErrLimitReached,
+	api.ProblemRotationRunning:      keys.ErrJobRunning,
+	api.ProblemDecryptBudget:        access.ErrLimited,
+	api.ProblemErasurePending:       access.ErrErasurePending,
 	api.ProblemVersionMismatch:      access.ErrVersion,
 	api.ProblemTooLarge:             ErrTooLarge,
 	api.ProblemBatchTooLarge:        access.ErrBatchTooLarge,
@@ -60,7 +65,8 @@ var sentinels = map[string]error{
 }
 
 // Error is an answer that is not a success. It wraps the sentinel of its problem type, and the typed error
-// of package access where there is one: *access.DeniedError, *access.FieldError, *access.NotUniqueError.
+// of package access where there is one: *access.DeniedError, *access.FieldError, *access.NotUniqueError,
+// *access.RotationError, *access.PendingErasureError.
 type Error struct {
 	Status     int
 	Problem    api.Problem
@@ -130,6 +136,12 @@ func meaning(p *api.Problem) []error {
 		sentinel = ErrProtocol
 	}
 	out := []error{sentinel}
+	if id, err := uuid.Parse(p.Rotation); err == nil {
+		out = append(out, &access.RotationError{Running: id, Err: sentinel})
+	}
+	if id, err := uuid.Parse(p.Erasure); err == nil && p.AccessRecord != nil {
+		out = append(out, &access.PendingErasureError{ID: id, Entry: *p.AccessRecord, Salt: p.ErasureSalt})
+	}
 	for _, v := range p.Violations {
 		switch {
 		case errors.Is(sentinel, access.ErrInvalid):

@@ -140,6 +140,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("starting the rotator: %w", err)
 	}
+	d.showState()
 	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep, d.finishErasures, rotator.Run, d.dropLedgerKeys)
 	return nil
 }

@@ -98,7 +98,7 @@ func TestEveryFailureOfTheSidecarHasACode(t *testing.T) {
 	seen := map[string]bool{}
 	for _, err := range []error{
 		keys.ErrSealed, keys.ErrForbidden, keys.ErrUnavailable, keys.ErrKEKMissing, keys.ErrKEKRetired, keys.ErrDestroyed, keys.ErrNoKey,
-		keys.ErrTampered, keys.ErrReplayed, keys.ErrProofRefused, keys.ErrRolledBack, access.ErrIntegrity, context.DeadlineExceeded, context.Canceled,
+		keys.ErrBudget, keys.ErrTampered, keys.ErrReplayed, keys.ErrProofRefused, keys.ErrRolledBack, access.ErrIntegrity, context.DeadlineExceeded, context.Canceled,
 	} {
 		code := failureCode(fmt.Errorf("opening: %w", err))
 		if seen[code] || code == "internal" {

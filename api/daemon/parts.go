@@ -21,6 +21,7 @@ import (
 var (
 	_ vault.Sealer  = (*client.Client)(nil)
 	_ access.Opener = (*client.Client)(nil)
+	_ access.Keys   = (*client.Client)(nil)
 	_ client.Prover = (*prover)(nil)
 )
 
@@ -67,7 +68,8 @@ func ledgerConfig(d *Daemon, c Config, id identity, signer note.Signer, verifier
 func brokerConfig(d *Daemon, v *vault.Vault, sidecar string) access.Config {
 	return access.Config{
 		Store: d.store, Ledger: d.ledger, Vault: v, Opener: d.sidecar, Sidecar: sidecar,
-		FailureCode: failureCode, Stale: func(err error) bool { return errors.Is(err, keys.ErrTampered) }, Observer: d.metrics, Logger: d.log,
+		FailureCode: failureCode, Stale: func(err error) bool { return errors.Is(err, keys.ErrTampered) }, Keys: d.sidecar,
+		Observer: d.metrics, Logger: d.log,
 	}
 }
 
@@ -78,6 +80,7 @@ var failureCodes = [...]struct {
 }{
 	{keys.ErrSealed, "key-service-sealed"},
 	{keys.ErrForbidden, "key-service-forbidden"},
+	{keys.ErrBudget, "decrypt-budget"},
 	{keys.ErrUnavailable, "key-service-unavailable"},
 	{keys.ErrKEKMissing, "kek-missing"},
 	{keys.ErrKEKRetired, "kek-retired"},

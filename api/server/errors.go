@@ -69,6 +69,8 @@ var table = [...]Mapping{
 	{vault.ErrNotUnique, 409, api.ProblemNotUnique, "The value of a unique field is taken", 0},
 	{consent.ErrTooMany, 409, api.ProblemLimitReached, "The subject has too many consents", 0},
 	{access.ErrIdempotencyMismatch, 422, api.ProblemIdempotencyMismatch, "The Idempotency-Key was used for another request", 0},
+	{keys.ErrJobRunning, 409, api.ProblemRotationRunning, "Another rotation is running", 0},
+	{keys.ErrBudget, 429, api.ProblemDecryptBudget, "The key service opens no more for now", 60},
 	{access.ErrLimited, 429, api.ProblemRateLimited, "The budget of the caller is used up", 10},
 
 	{kv.ErrStorageFull, 507, api.ProblemStorageFull, "Storage is full: reads go on, writes do not", 0},
@@ -80,6 +82,8 @@ var table = [...]Mapping{
 	{vault.ErrStale, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
 	{consent.ErrStale, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
 
+	// Of an erasure that is recorded the outcome is known, whatever kept it from being finished at once.
+	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
 	// A deadline says nothing about the outcome, so it comes before "unavailable".
 	{context.DeadlineExceeded, 504, api.ProblemTimeout, "The request took too long; its outcome is not known", 0},
 	{keys.ErrSealed, 503, api.ProblemKeyService, "The key service cannot answer", 2},
@@ -96,6 +100,7 @@ var table = [...]Mapping{
 	{vault.ErrNoRecord, 404, api.ProblemNotFound, "Not found", 0},
 	{consent.ErrNotFound, 404, api.ProblemNotFound, "Not found", 0},
 	{ledger.ErrNotFound, 404, api.ProblemNotFound, "Not found", 0},
+	{keys.ErrNoJob, 404, api.ProblemNotFound, "Not found", 0},
 	{keys.ErrDestroyed, 404, api.ProblemNotFound, "Not found", 0},
 
 	{context.Canceled, statusClientClosed, api.ProblemClientClosed, "The client closed the request", 0},
@@ -150,8 +155,15 @@ func problemOf(ctx context.Context, err error) (api.Problem, Mapping) {
 	var vaultUnique *vault.NotUniqueError
 	var validation *schema.ValidationError
 	var bundle *policy.BundleError
+	var pending *access.PendingErasureError
+	var rotating *access.RotationError
 	switch {
+	case m.Type == api.ProblemErasurePending && errors.As(err, &pending):
+		record := pending.Entry
+		p.Erasure, p.ErasureSalt, p.AccessRecord = pending.ID.String(), pending.Salt, &record
 	case m.Status >= 500:
+	case m.Type == api.ProblemRotationRunning && errors.As(err, &rotating):
+		p.Rotation = rotating.Running.String()
 	case errors.As(err, &denied):
 		p.Reason = denied.Reason
 		if d, ok := denials[denied.Reason]; ok {

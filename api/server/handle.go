@@ -28,6 +28,7 @@ const (
 	mediaProblem = api.ProblemMediaType
 	mediaText    = "text/plain; charset=utf-8"
 	mediaBytes   = "application/octet-stream"
+	mediaHTML    = "text/html; charset=utf-8"
 )
 
 // Route is one call of the API.
@@ -196,6 +197,7 @@ var (
 	headerNoStore    = []string{"no-store"}
 	headerNoSniff    = []string{"nosniff"}
 	headerCSP        = []string{"default-src 'none'; frame-ancestors 'none'"}
+	headerCSPPage    = []string{"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
 	headerNoReferrer = []string{"no-referrer"}
 	headerHSTS       = []string{"max-age=31536000"}
 	headerJSON       = []string{mediaJSON}
@@ -227,8 +229,11 @@ func (q *call) answer(r reply) {
 		h["Repr-Digest"] = []string{r.digest}
 	}
 	media := r.media
-	if media == "" {
+	switch media {
+	case "":
 		media = mediaJSON
+	case mediaHTML:
+		h["Content-Security-Policy"] = headerCSPPage // a page of ours has its style in itself, and nothing else
 	}
 	q.write(r.status, media, r.body)
 	if r.wipe {

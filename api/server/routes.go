@@ -18,6 +18,7 @@ func (s *Server) register(r *gin.Engine) {
 	s.routes = []Route{
 		{Method: post, Path: "/v1/subjects", body: api.MaxRecordBody, run: endpoint(createSubject)},
 		{Method: get, Path: "/v1/subjects/:id", run: describe},
+		{Method: del, Path: "/v1/subjects/:id", body: api.MaxBody, optional: true, run: endpoint(erase)},
 		{Method: get, Path: record, query: []string{"purpose", "fields", "mode"}, run: read},
 		{Method: put, Path: record, body: api.MaxRecordBody, run: putRecord},
 		{Method: patch, Path: record, body: api.MaxRecordBody, media: mediaPatch, run: patchRecord},
@@ -33,6 +34,13 @@ func (s *Server) register(r *gin.Engine) {
 		{Method: post, Path: "/v1/subjects/:id/consents", body: api.MaxBody, run: endpoint(giveConsent)},
 		{Method: get, Path: "/v1/subjects/:id/consents", run: consents},
 		{Method: post, Path: "/v1/consents/:id/withdrawal", body: api.MaxBody, optional: true, run: endpoint(withdrawConsent)},
+
+		{Method: get, Path: "/v1/erasures/:id", run: certificate},
+
+		{Method: get, Path: "/v1/keys", run: keysInUse},
+		{Method: get, Path: "/v1/keys/rotations", run: rotations},
+		{Method: post, Path: "/v1/keys/rotations", body: api.MaxBody, run: endpoint(startRotation)},
+		{Method: get, Path: "/v1/keys/rotations/:id", run: rotation},
 
 		{Method: get, Path: "/v1/policy", run: currentPolicy},
 		{Method: post, Path: "/v1/policy", body: api.MaxRecordBody, run: publishPolicy},

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/access/erasure"
 	"github.com/prototypster/pdvault/api"
 )
 
@@ -60,6 +61,14 @@ type Broker interface {
 	PublishPolicy(ctx context.Context, r access.Request, raw []byte) (access.PolicyVersion, error)
 	PolicyVersions(context.Context, access.Request) ([]access.PolicyVersion, error)
 	PolicyVersion(ctx context.Context, r access.Request, version int64) (access.PolicyVersion, []byte, error)
+
+	Erase(context.Context, access.EraseRequest) (erasure.Certificate, error)
+	Erasure(ctx context.Context, r access.Request, id uuid.UUID) (erasure.Certificate, error)
+
+	Keys(context.Context, access.Request) (access.KeysInfo, error)
+	StartRotation(ctx context.Context, r access.Request, scope string, subject uuid.UUID) (access.Rotation, error)
+	Rotations(context.Context, access.Request) ([]access.Rotation, error)
+	Rotation(ctx context.Context, r access.Request, id uuid.UUID) (access.Rotation, error)
 
 	LoginDenied(ctx context.Context, r access.Request, reason string)
 }

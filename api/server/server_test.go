@@ -19,11 +19,13 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/access/erasure"
 	"github.com/prototypster/pdvault/access/policy"
 	"github.com/prototypster/pdvault/api"
 	"github.com/prototypster/pdvault/api/contract"
 	"github.com/prototypster/pdvault/api/server"
 	"github.com/prototypster/pdvault/api/server/servertest"
+	"github.com/prototypster/pdvault/keys"
 )
 
 // call is one request of a test.
@@ -156,6 +158,17 @@ func TestContract(t *testing.T) {
 		{"tile", call{as: "auditor", method: "GET", path: "/log/tile/0/000.p/7", route: "/log/tile/{path}"}, 200},
 		{"entries", call{as: "auditor", method: "GET", path: "/log/tile/entries/x001/234", route: "/log/tile/{path}"}, 200},
 		{"no tile", call{as: "auditor", method: "GET", path: "/log/tile/../../etc/passwd", route: "/log/tile/{path}"}, 404},
+		{"keys", call{as: "security", method: "GET", path: "/v1/keys"}, 200},
+		{"no rotations", call{as: "security", method: "GET", path: "/v1/keys/rotations"}, 200},
+		{"rotate one key", call{as: "security", method: "POST", path: "/v1/keys/rotations", body: `{"scope":"subject","subject":"` + subject.ID + `"}`}, 202},
+		{"rotate meanwhile", call{as: "security", method: "POST", path: "/v1/keys/rotations", body: `{"scope":"kek"}`}, 409},
+		{"keys meanwhile", call{as: "security", method: "GET", path: "/v1/keys"}, 200},
+		{"rotations", call{as: "security", method: "GET", path: "/v1/keys/rotations"}, 200},
+		{"rotation unknown", call{as: "security", method: "GET", path: "/v1/keys/rotations/" + uuid.NewString(), route: "/v1/keys/rotations/{id}"}, 404},
+		{"erase", call{as: "privacy", method: "DELETE", path: root, route: "/v1/subjects/{id}", body: `{"reason":"subject-request"}`}, 200},
+		{"describe erased", call{method: "GET", path: root, route: "/v1/subjects/{id}"}, 404},
+		{"erase absent", call{as: "privacy", method: "DELETE", path: "/v1/subjects/" + uuid.NewString(), route: "/v1/subjects/{id}", body: `{"reason":"unlawful"}`}, 404},
+		{"erasure unknown", call{as: "privacy", method: "GET", path: "/v1/erasures/" + uuid.NewString(), route: "/v1/erasures/{id}"}, 404},
 		{"live", call{as: "-", method: "GET", path: "/livez"}, 200},
 		{"ready", call{as: "-", method: "GET", path: "/readyz"}, 200},
 		{"metrics", call{as: "security", method: "GET", path: "/metrics"}, 200},
@@ -198,6 +211,7 @@ func TestRefused(t *testing.T) {
 	lookup := func(body string) call { return call{method: "POST", path: "/v1/lookups", body: body} }
 	deep := strings.Repeat(`{"a":`, 40) + "1" + strings.Repeat("}", 40)
 	create := func(body string) call { return call{method: "POST", path: "/v1/subjects", body: body} }
+	rotate := func(body string) call { return call{method: "POST", path: "/v1/keys/rotations", body: body} }
 	get := func(path string) call { return call{method: "GET", path: path, route: recordRoute} }
 	put := func(h http.Header) call {
 		return call{method: "PUT", path: read, route: recordRoute, body: `{"canary":1}`, header: h}
@@ -277,6 +291,27 @@ func TestRefused(t *testing.T) {
 		"restriction unsaid":    {call{method: "PUT", path: "/v1/subjects/" + id + "/restriction", route: "/v1/subjects/{id}/restriction", body: `{}`}, 400},
 		"capture is no object":  {call{method: "POST", path: "/v1/subjects/" + id + "/consents", route: "/v1/subjects/{id}/consents", body: `{"purpose":"p","capture":"canary"}`}, 400},
 		"notice is no hash":     {call{method: "POST", path: "/v1/subjects/" + id + "/consents", route: "/v1/subjects/{id}/consents", body: `{"purpose":"p","notice_sha256":"canary"}`}, 400},
+		"erasure unsaid":        {call{method: "DELETE", path: "/v1/subjects/" + id, route: "/v1/subjects/{id}"}, 400},
+		"reason absent":         {call{method: "DELETE", path: "/v1/subjects/" + id, route: "/v1/subjects/{id}", body: `{}`}, 400},
+		"reason in words":       {call{method: "DELETE", path: "/v1/subjects/" + id, route: "/v1/subjects/{id}", body: `{"reason":"canary asked"}`}, 400},
+		"reason in case":        {call{method: "DELETE", path: "/v1/subjects/" + id, route: "/v1/subjects/{id}", body: `{"reason":"Unlawful"}`}, 400},
+		"reason and more":       {call{method: "DELETE", path: "/v1/subjects/" + id, route: "/v1/subjects/{id}", body: `{"reason":"unlawful","canary":1}`}, 400},
+		"erase nobody":          {call{method: "DELETE", path: "/v1/subjects/canary", route: "/v1/subjects/{id}", body: `{"reason":"unlawful"}`}, 400},
+		"erase with purpose":    {call{method: "DELETE", path: "/v1/subjects/" + id + "?purpose=canary", route: "/v1/subjects/{id}", body: `{"reason":"unlawful"}`}, 400},
+		"certificate is no id":  {call{method: "GET", path: "/v1/erasures/canary", route: "/v1/erasures/{id}"}, 400},
+		"certificate in case":   {call{method: "GET", path: "/v1/erasures/" + strings.ToUpper("5f1d6e0a-8a0b-4f0e-9f0a-0c5b5a1f7f11"), route: "/v1/erasures/{id}"}, 400},
+		"keys with query":       {call{method: "GET", path: "/v1/keys?kind=canary"}, 400},
+		"rotation unsaid":       {rotate(""), 415},
+		"no scope":              {rotate(`{}`), 400},
+		"unknown scope":         {rotate(`{"scope":"canary"}`), 400},
+		"scope in case":         {rotate(`{"scope":"KEK"}`), 400},
+		"scopes":                {rotate(`{"scope":["kek","index"]}`), 400},
+		"subject unsaid":        {rotate(`{"scope":"subject"}`), 400},
+		"subject is no id":      {rotate(`{"scope":"subject","subject":"canary"}`), 400},
+		"subject is nobody":     {rotate(`{"scope":"subject","subject":"00000000-0000-0000-0000-000000000000"}`), 400},
+		"subject of a KEK":      {rotate(`{"scope":"kek","subject":"` + id + `"}`), 400},
+		"subject of all":        {rotate(`{"scope":"all-subjects","subject":"` + id + `"}`), 400},
+		"rotation is no id":     {call{method: "GET", path: "/v1/keys/rotations/canary", route: "/v1/keys/rotations/{id}"}, 400},
 		"empty batch":           {call{method: "POST", path: "/v1/reads", body: `{"purpose":"p","reads":[]}`}, 400},
 		"large batch":           {call{method: "POST", path: "/v1/reads", body: `{"purpose":"p","reads":[` + strings.TrimSuffix(strings.Repeat(`{},`, 1001), ",") + `]}`}, 400},
 		"null value":            {call{method: "POST", path: "/v1/verifications", body: `{"purpose":"p","subject":"` + id + `","collection":"c","field":"f","value":null}`}, 400},
@@ -397,6 +432,180 @@ func TestDenied(t *testing.T) {
 	}
 	if !cmp.Equal(lengths, map[int]bool{512: true}) {
 		t.Errorf("lengths of denials and not found: %v", lengths)
+	}
+}
+
+// TestAbsentErasedAndForbiddenAreOneSize checks that the length of a refused erasure says nothing.
+func TestAbsentErasedAndForbiddenAreOneSize(t *testing.T) {
+	b := servertest.NewBroker(t)
+	h := servertest.MustServer(t, b, server.Config{}).Handler()
+	for _, route := range []string{"/v1/subjects/{id}", "/v1/erasures/{id}"} {
+		c := call{method: "GET", path: strings.Replace(route, "{id}", uuid.NewString(), 1), route: route}
+		if route == "/v1/subjects/{id}" {
+			c.method, c.body = "DELETE", `{"reason":"unlawful"}`
+		}
+		for status, err := range map[int]error{
+			403: &access.DeniedError{Reason: policy.ReasonRoleNotAllowed, Record: 12345, Missing: []policy.Missing{{Kind: policy.MissingRole, Name: policy.ActionErase}}},
+			404: access.ErrNotFound,
+		} {
+			b.Fail(err)
+			if w := do(t, h, c); w.Code != status || w.Body.Len() != api.PadProblems {
+				t.Errorf("%s: %d with %d bytes", route, w.Code, w.Body.Len())
+			}
+		}
+	}
+}
+
+// TestErasurePending checks that an erasure that is on record says so, whatever kept it from being finished.
+func TestErasurePending(t *testing.T) {
+	b := servertest.NewBroker(t)
+	h := servertest.MustServer(t, b, server.Config{}).Handler()
+	c := call{as: "privacy", method: "DELETE", path: "/v1/subjects/" + uuid.NewString(), route: "/v1/subjects/{id}", body: `{"reason":"unlawful"}`}
+	salt, _ := erasure.Commit("x")
+	pending := &access.PendingErasureError{ID: uuid.New(), Entry: 61, Salt: salt}
+	for _, cause := range []error{nil, keys.ErrSealed, keys.ErrUnavailable, context.DeadlineExceeded} {
+		pending.Cause = cause
+		b.Fail(fmt.Errorf("erasing: %w", pending))
+		w := do(t, h, c)
+		p := problem(t, w)
+		if w.Code != 503 || p.Type != api.ProblemErasurePending || p.Erasure != pending.ID.String() || p.ErasureSalt != salt || p.AccessRecord == nil ||
+			w.Header().Get("Access-Record") != "61" || w.Header().Get("Retry-After") != "2" {
+			t.Errorf("%v: %d %v %s", cause, w.Code, w.Header(), w.Body)
+		}
+	}
+	b.Fail(fmt.Errorf("destroying: %w", access.ErrErasurePending))
+	if p := problem(t, do(t, h, c)); p.Type != api.ProblemErasurePending || p.Erasure != "" || p.AccessRecord != nil {
+		t.Errorf("unnamed: %+v", p)
+	}
+	pending.Cause = access.ErrIntegrity
+	b.Fail(pending)
+	if p := problem(t, do(t, h, c)); p.Type != api.ProblemIntegrity {
+		t.Errorf("a violation of integrity: %+v", p)
+	}
+}
+
+// TestErasureIsServedAsItIsAskedFor checks certificate and act, and who gets which.
+func TestErasureIsServedAsItIsAskedFor(t *testing.T) {
+	b := servertest.NewBroker(t)
+	h := servertest.MustServer(t, b, server.Config{}).Handler()
+	id := b.MustCreate("profile", profile)
+	first := do(t, h, call{as: "privacy", method: "DELETE", path: "/v1/subjects/" + id.String(), route: "/v1/subjects/{id}", body: `{"reason":"account-closed"}`})
+	path := first.Header().Get("Location")
+	if c, err := erasure.Parse(first.Body.Bytes()); err != nil || c.Subject != id.String() || c.Salt == "" {
+		t.Errorf("the first certificate: %v, %s", err, first.Body)
+	}
+	if first.Code != 200 || !strings.HasPrefix(path, "/v1/erasures/") || first.Header().Get("Access-Record") != "1" {
+		t.Fatalf("%d %v %s", first.Code, first.Header(), first.Body)
+	}
+	for name, c := range map[string]struct {
+		accept []string
+		page   bool
+	}{
+		"nothing":             {nil, false},
+		"anything":            {[]string{"*/*"}, false},
+		"JSON":                {[]string{"application/json"}, false},
+		"page":                {[]string{"text/html"}, true},
+		"browser":             {[]string{"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}, true},
+		"page in two":         {[]string{"application/xml", "TEXT/HTML; charset=utf-8"}, true},
+		"both alike":          {[]string{"text/html, application/json"}, false},
+		"page rather":         {[]string{"application/json;q=0.5, text/html"}, true},
+		"JSON rather":         {[]string{"application/json, text/html;q=0.9"}, false},
+		"anything rather":     {[]string{"text/html;q=0.1, */*"}, false},
+		"no page":             {[]string{"text/html;q=0"}, false},
+		"any text":            {[]string{"text/*"}, false},
+		"nonsense":            {[]string{"text/html;q=canary", ";;,/"}, false},
+		"weight out of range": {[]string{"text/html;q=2", "text/html;q=NaN"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := do(t, h, call{as: "privacy", method: "GET", path: path, route: "/v1/erasures/{id}", header: http.Header{"Accept": c.accept}})
+			page := w.Header().Get("Content-Type") == "text/html; charset=utf-8"
+			if w.Code != 200 || page != c.page || w.Header().Get("Access-Record") != "1" {
+				t.Fatalf("%d %v %s", w.Code, w.Header(), w.Body)
+			}
+			csp := w.Header().Get("Content-Security-Policy")
+			if !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe-inline") != page {
+				t.Errorf("policy %q", csp)
+			}
+			if page {
+				if !strings.Contains(w.Body.String(), strings.TrimPrefix(path, "/v1/erasures/")) || strings.Contains(w.Body.String(), id.String()) {
+					t.Errorf("the act: %s", w.Body)
+				}
+				return
+			}
+			if c, err := erasure.Parse(w.Body.Bytes()); err != nil || c.Subject != "" || c.Salt != "" || path != "/v1/erasures/"+c.ID {
+				t.Errorf("the certificate: %v, %s", err, w.Body)
+			}
+		})
+	}
+}
+
+// TestClosedSetsAreOne compares the codes of package api with those of the document, and with what the problem
+// says that is answered to another code.
+func TestClosedSetsAreOne(t *testing.T) {
+	b := servertest.NewBroker(t)
+	h := servertest.MustServer(t, b, server.Config{}).Handler()
+	var known []string
+	for _, r := range erasure.Reasons() {
+		known = append(known, r.Code)
+	}
+	if diff := cmp.Diff(known, api.ErasureReasons); diff != "" {
+		t.Errorf("the reasons of certificates and of the API differ (-certificates +API):\n%s", diff)
+	}
+	d, err := contract.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		codes []string
+		body  func(code string) string
+		call
+	}{
+		{api.ErasureReasons, func(code string) string { return fmt.Sprintf(`{"reason":%q}`, code) },
+			call{method: "DELETE", path: "/v1/subjects/" + uuid.NewString(), route: "/v1/subjects/{id}"}},
+		{api.RotationScopes, func(code string) string { return fmt.Sprintf(`{"scope":%q}`, code) },
+			call{method: "POST", path: "/v1/keys/rotations", route: "/v1/keys/rotations"}},
+	} {
+		for _, code := range c.codes {
+			if err := d.CheckRequest(c.method, c.route, "application/json", []byte(c.body(code))); err != nil {
+				t.Errorf("%s is not in the document: %v", code, err)
+			}
+		}
+		if err := d.CheckRequest(c.method, c.route, "application/json", []byte(c.body("other"))); err == nil {
+			t.Errorf("%s %s: the document takes any code", c.method, c.route)
+		}
+		q := c.call
+		q.body = c.body("other")
+		p := problem(t, do(t, h, q))
+		if len(p.Violations) != 1 || !strings.HasSuffix(p.Violations[0].Rule, strings.Join(c.codes, ", ")) {
+			t.Errorf("the problem does not name the codes: %+v", p)
+		}
+	}
+}
+
+// TestRotationRunning checks that a second rotation is told which is the first, and does not begin.
+func TestRotationRunning(t *testing.T) {
+	b := servertest.NewBroker(t)
+	h := servertest.MustServer(t, b, server.Config{}).Handler()
+	rotate := call{as: "security", method: "POST", path: "/v1/keys/rotations", body: `{"scope":"index"}`}
+	first := do(t, h, rotate)
+	var started api.Rotation
+	if err := json.Unmarshal(first.Body.Bytes(), &started); err != nil || first.Code != 202 || first.Header().Get("Location") != "/v1/keys/rotations/"+started.ID {
+		t.Fatalf("%d %v %s", first.Code, first.Header(), first.Body)
+	}
+	w := do(t, h, rotate)
+	if p := problem(t, w); w.Code != 409 || p.Type != api.ProblemRotationRunning || p.Rotation != started.ID {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if n := b.RotationsStarted(); n != 1 {
+		t.Errorf("%d rotations", n)
+	}
+	b.Fail(keys.ErrJobRunning) // whose id is not known
+	if p := problem(t, do(t, h, rotate)); p.Type != api.ProblemRotationRunning || p.Rotation != "" {
+		t.Errorf("unnamed: %+v", p)
+	}
+	b.Fail(&access.RotationError{Running: uuid.New(), Err: keys.ErrSealed})
+	if p := problem(t, do(t, h, rotate)); p.Type != api.ProblemKeyService || p.Rotation != "" {
+		t.Errorf("an outage meanwhile: %+v", p)
 	}
 }
 

@@ -36,8 +36,8 @@ const exitHelp = `Exit codes:
   2  wrong arguments
   3  import: some lines were rejected
   4  denied, or not authenticated
-  5  no such subject, record, consent or entry
-  6  the server cannot answer now; trying again later may help
+  5  no such subject, record, consent, entry, erasure or rotation
+  6  the server cannot answer now, or is still at it; trying again later may help
   74 the disk did not take a write (serve, dev)`
 
 // Errors that choose an exit code.
@@ -69,6 +69,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 }
 
 func exitCode(err error) int {
+	var rotating *access.RotationError
 	switch {
 	case errors.Is(err, errUsage):
 		return exitUsage
@@ -79,6 +80,7 @@ func exitCode(err error) int {
 	case errors.Is(err, access.ErrNotFound):
 		return exitNotFound
 	case errors.Is(err, access.ErrUnavailable), errors.Is(err, access.ErrBusy), errors.Is(err, access.ErrLimited),
+		errors.Is(err, access.ErrErasurePending), errors.As(err, &rotating),
 		errors.Is(err, client.ErrTimeout), errors.Is(err, client.ErrStorageFull), errors.Is(err, syscall.ECONNREFUSED):
 		return exitUnavailable
 	}
@@ -123,9 +125,9 @@ func clientCommands() []*cobra.Command {
 	c := new(connection)
 	commands := []*cobra.Command{
 		putCommand(c), getCommand(c), patchCommand(c), deleteCommand(c), subjectCommand(c),
-		restrictCommand(c), unrestrictCommand(c),
+		restrictCommand(c), unrestrictCommand(c), eraseCommand(c), erasureCommand(c),
 		lookupCommand(c), verifyCommand(c), checkCommand(c),
-		consentCommand(c), recordsCommand(c), policyCommand(c), importCommand(c),
+		consentCommand(c), recordsCommand(c), policyCommand(c), keysCommand(c), importCommand(c),
 	}
 	for _, cmd := range commands {
 		c.flags(cmd)

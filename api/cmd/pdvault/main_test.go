@@ -55,6 +55,18 @@ func TestScripts(t *testing.T) {
 				b := ts.Value("broker").(*servertest.Broker)
 				b.Fail(map[string]error{"none": nil, "denied": &access.DeniedError{Reason: "consent-missing", Record: 7}, "busy": access.ErrBusy}[a[0]])
 			},
+			// erasures {pending|finished} says whether keys are destroyed.
+			"erasures": func(ts *testscript.TestScript, _ bool, a []string) {
+				ts.Value("broker").(*servertest.Broker).LeaveErasures(a[0] == "pending")
+			},
+			// rotations STEP [CODE] sets how much of ten a look at a rotation does, and the code that it fails with.
+			"rotations": func(ts *testscript.TestScript, _ bool, a []string) {
+				b := ts.Value("broker").(*servertest.Broker)
+				step, err := strconv.ParseInt(a[0], 10, 64)
+				ts.Check(err)
+				b.StepRotations(step)
+				b.FailRotations(strings.Join(a[1:], ""))
+			},
 			// keep FILE PATTERN VAR sets VAR to the JSON string that follows "PATTERN": in FILE.
 			"keep": func(ts *testscript.TestScript, _ bool, a []string) {
 				_, rest, ok := strings.Cut(ts.ReadFile(a[0]), `"`+a[1]+`": "`)

@@ -45,6 +45,12 @@ type Broker struct {
 	replies  map[string]access.Written
 	denied   []string
 	calls    int
+
+	erasures      map[uuid.UUID]*erased // by id of the certificate
+	undone        bool                  // erasures are left as they are
+	rotations     []access.Rotation     // the newest first
+	rotationFails string
+	rotationStep  int64
 }
 
 type subject struct {
@@ -68,7 +74,7 @@ var Start = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
 func NewBroker(tb testing.TB) *Broker {
 	return &Broker{
 		tb: tb, now: func() time.Time { return Start },
-		subjects: map[uuid.UUID]*subject{}, replies: map[string]access.Written{},
+		subjects: map[uuid.UUID]*subject{}, replies: map[string]access.Written{}, erasures: map[uuid.UUID]*erased{},
 		policies: [][]byte{[]byte("{\"operator\": {\"id\":\"prototypster\"}}\n")},
 	}
 }
@@ -135,11 +141,15 @@ func (b *Broker) Spoil(id uuid.UUID, collection, field string) {
 
 // recordLocked appends an entry and returns its index. mu is held.
 func (b *Broker) recordLocked(kind string, r access.Request) int64 {
+	return b.appendLocked(verify.Entry{Kind: kind}, r)
+}
+
+// appendLocked appends e with what every entry has.
+func (b *Broker) appendLocked(e verify.Entry, r access.Request) int64 {
 	index := int64(len(b.entries))
-	raw, err := verify.Encode(verify.Entry{
-		ID: uuid.Must(uuid.NewV7()).String(), Time: verify.FormatTime(b.now()), Kind: kind,
-		Caller: &verify.Caller{ID: r.Caller.ID, Kind: r.Caller.Kind, Role: r.Caller.Role, Authn: r.Caller.Authn}, Trace: r.Trace,
-	})
+	e.ID, e.Time, e.Trace = uuid.Must(uuid.NewV7()).String(), verify.FormatTime(b.now()), r.Trace
+	e.Caller = &verify.Caller{ID: r.Caller.ID, Kind: r.Caller.Kind, Role: r.Caller.Role, Authn: r.Caller.Authn}
+	raw, err := verify.Encode(e)
 	if err != nil {
 		b.tb.Errorf("fake broker: %v", err)
 	}

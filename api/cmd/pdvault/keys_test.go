@@ -1,0 +1,57 @@
+package main
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/api/server"
+	"github.com/prototypster/pdvault/api/server/servertest"
+)
+
+// A rotation is followed through an outage of the server, and its end is not taken from a failure to answer.
+func TestARotationIsFollowedThroughAnOutage(t *testing.T) {
+	b := servertest.NewBroker(t)
+	b.StepRotations(10)
+	handler := servertest.MustServer(t, b, server.Config{}).Handler()
+	var requests atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch requests.Add(1) {
+		case 2:
+			b.Fail(access.ErrUnavailable)
+		case 3:
+			b.Fail(nil)
+		}
+		handler.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	t.Setenv(tokenVariable, servertest.Token("security"))
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"keys", "rotate", "all-subjects", "--wait", "--server", s.URL}, nil, &stdout, &stderr); code != exitOK {
+		t.Fatalf("exit code %d\n%s", code, &stderr)
+	}
+	if !strings.Contains(stdout.String(), `"state": "done"`) || requests.Load() < 3 {
+		t.Errorf("%d requests\n%s", requests.Load(), &stdout)
+	}
+}
+
+// One who does not want to wait any longer is told that the rotation goes on.
+func TestGivingUpOnARotationDoesNotEndIt(t *testing.T) {
+	b := servertest.NewBroker(t)
+	handler := servertest.MustServer(t, b, server.Config{}).Handler()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler.ServeHTTP(w, r)
+		b.Fail(access.ErrUnavailable)
+	}))
+	defer s.Close()
+	t.Setenv(tokenVariable, servertest.Token("security"))
+	args := []string{"keys", "rotate", "kek", "--wait", "--patience", "1ms", "--timeout", "100ms", "--server", s.URL}
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), args, nil, &stdout, &stderr); code != exitUnavailable || !strings.Contains(stderr.String(), "which goes on") {
+		t.Errorf("exit code %d\n%s", code, &stderr)
+	}
+}
