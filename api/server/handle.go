@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -69,6 +70,8 @@ type reply struct {
 	digest   string // Repr-Digest; empty: none
 	body     []byte
 	wipe     bool // the body holds plaintext: overwrite it when it is written
+	// stream writes a body of unknown length instead; see stream.go. It may take longer than a request.
+	stream func(ctx context.Context, w io.Writer) error
 }
 
 // endpoint makes a handler of f, which gets the strictly decoded body.
@@ -229,6 +232,10 @@ func (q *call) answer(r reply) {
 	media := r.media
 	if media == "" {
 		media = mediaJSON
+	}
+	if r.stream != nil {
+		q.stream(r.status, media, r.stream)
+		return
 	}
 	q.write(r.status, media, r.body)
 	if r.wipe {

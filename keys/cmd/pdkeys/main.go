@@ -109,6 +109,7 @@ func newCommand(stdout, stderr io.Writer) *cobra.Command {
 		withConfig("status", "Ask the running sidecar how it does", func(cmd *cobra.Command, c Config) error {
 			return status(cmd.Context(), c, stdout)
 		}),
+		backupCommand(stdout, stderr), restoreCommand(stdout, stderr), rewindCommand(stdout, stderr),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: usageArgs(cobra.NoArgs),
 			RunE: func(*cobra.Command, []string) error {
