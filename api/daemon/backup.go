@@ -45,7 +45,7 @@ func (d *Daemon) Backup(ctx context.Context, w io.Writer) error {
 		d.log.Error("backup failed", "id", header.ID, "error", err)
 		return err
 	}
-	d.log.Warn("backup was taken", "id", header.ID, "rows", sum.Count, "bytes", sum.Bytes, "took", time.Since(start))
+	d.log.Info("backup was taken", "id", header.ID, "rows", sum.Count, "bytes", sum.Bytes, "took", time.Since(start))
 	return nil
 }
 

@@ -18,6 +18,8 @@ func backup(q *call) (reply, error) {
 	if q.server.config.Backup == nil {
 		return reply{}, errNoRoute
 	}
+	q.server.log.LogAttrs(q.ctx, slog.LevelInfo, "backup is being taken",
+		slog.String("request", q.id), slog.String("caller", q.request.Caller.ID))
 	return reply{status: http.StatusOK, media: mediaBytes, stream: q.server.config.Backup}, nil
 }
 
