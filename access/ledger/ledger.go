@@ -90,7 +90,7 @@ func (c *Config) validate() error {
 		return errors.New("ledger: config: the ledger key must be named after the origin")
 	}
 	if len(c.Prefix) == 0 {
-		c.Prefix = []byte("l/")
+		c.Prefix = []byte(defaultPrefix)
 	}
 	if c.Now == nil {
 		c.Now = time.Now

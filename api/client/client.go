@@ -208,6 +208,25 @@ func (c *Client) do(ctx context.Context, q request) (*response, error) {
 }
 
 func (c *Client) once(ctx context.Context, q request) (*response, error) {
+	answer, err := c.send(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s %s: reading the answer: %w", q.method, template(q.path), err)
+	case len(raw) > maxAnswer:
+		return nil, fmt.Errorf("%s %s: answer is too large", q.method, template(q.path))
+	case answer.StatusCode >= 300:
+		return nil, problemOf(answer, raw)
+	}
+	return &response{answer.StatusCode, answer.Header, raw}, nil
+}
+
+// send sends q and returns the answer, whose body the caller closes.
+func (c *Client) send(ctx context.Context, q request) (*http.Response, error) {
 	target := c.base + q.path
 	if len(q.query) > 0 {
 		target += "?" + q.query.Encode()
@@ -241,17 +260,7 @@ func (c *Client) once(ctx context.Context, q request) (*response, error) {
 		}
 		return nil, fmt.Errorf("%s %s: %w", q.method, template(q.path), err)
 	}
-	defer answer.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("%s %s: reading the answer: %w", q.method, template(q.path), err)
-	case len(raw) > maxAnswer:
-		return nil, fmt.Errorf("%s %s: answer is too large", q.method, template(q.path))
-	case answer.StatusCode >= 300:
-		return nil, problemOf(answer, raw)
-	}
-	return &response{answer.StatusCode, answer.Header, raw}, nil
+	return answer, nil
 }
 
 // template names a path without the ids in it.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/ledger"
@@ -40,6 +41,9 @@ type Daemon struct {
 	ledgerKeys sync.Mutex // held while the ledger's keys are changed
 
 	background background // jobs that end before what they use is closed
+
+	signer    note.Signer // of the ledger; also signs manifests of backups
+	backingUp sync.Mutex  // held while a backup is streamed
 }
 
 // sidecarTimeout bounds a call to the sidecar, so that a request that meets a hanging key service is answered
@@ -102,6 +106,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	d.signer = signer
 
 	// 3. The ledger, whose newest checkpoint the sidecar must be able to follow.
 	config := ledgerConfig(d, c, id, signer, verifier, status)
@@ -151,6 +156,11 @@ func (d *Daemon) dial(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return d.connect(ctx, generation)
+}
+
+// connect is dial for a sidecar whose key store must be at generation at least.
+func (d *Daemon) connect(ctx context.Context, generation uint64) (err error) {
 	config := client.Config{Socket: d.config.Sidecar.Socket, MinGeneration: generation, Observer: d.metrics, Timeout: sidecarTimeout}
 	if d.config.Sidecar.UID != nil {
 		uid := uint32(*d.config.Sidecar.UID)

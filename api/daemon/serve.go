@@ -146,7 +146,7 @@ func (d *Daemon) serverConfig() (server.Config, error) {
 			Jurisdiction: operator.Jurisdiction,
 		},
 		Broker: d.broker, Authenticator: tokens, Listen: d.config.Listen, MetricsListen: d.config.MetricsListen,
-		Registry: d.registry, Checks: d.checks(), Logger: d.log,
+		Registry: d.registry, Checks: d.checks(), Logger: d.log, Backup: d.Backup,
 	}
 	if d.config.TLS.CertFile != "" {
 		certificate, err := tls.LoadX509KeyPair(d.config.TLS.CertFile, d.config.TLS.KeyFile)

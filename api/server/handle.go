@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -70,6 +71,8 @@ type reply struct {
 	digest   string // Repr-Digest; empty: none
 	body     []byte
 	wipe     bool // the body holds plaintext: overwrite it when it is written
+	// stream writes a body of unknown length instead; see stream.go. It may take longer than a request.
+	stream func(ctx context.Context, w io.Writer) error
 }
 
 // endpoint makes a handler of f, which gets the strictly decoded body.
@@ -234,6 +237,10 @@ func (q *call) answer(r reply) {
 		media = mediaJSON
 	case mediaHTML:
 		h["Content-Security-Policy"] = headerCSPPage // a page of ours has its style in itself, and nothing else
+	}
+	if r.stream != nil {
+		q.stream(r.status, media, r.stream)
+		return
 	}
 	q.write(r.status, media, r.body)
 	if r.wipe {

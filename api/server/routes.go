@@ -54,6 +54,8 @@ func (s *Server) register(r *gin.Engine) {
 		{Method: get, Path: "/log/checkpoint", run: logCheckpoint},
 		{Method: get, Path: "/log/tile/*path", run: logTile},
 
+		{Method: get, Path: "/v1/backup", run: backup},
+
 		{Method: get, Path: "/livez", open: true, run: live},
 		{Method: get, Path: "/readyz", open: true, run: readyz},
 		{Method: get, Path: "/metrics", roles: operators, run: metricsPage},

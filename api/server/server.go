@@ -13,6 +13,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -70,6 +71,9 @@ type Broker interface {
 	Rotations(context.Context, access.Request) ([]access.Rotation, error)
 	Rotation(ctx context.Context, r access.Request, id uuid.UUID) (access.Rotation, error)
 
+	// PermitBackup tells whether the caller may take a backup.
+	PermitBackup(context.Context, access.Request) error
+
 	LoginDenied(ctx context.Context, r access.Request, reason string)
 }
 
@@ -107,6 +111,9 @@ type Config struct {
 
 	Logger    *slog.Logger // of failures. Nil: none
 	AccessLog *slog.Logger // one line for each request. Nil: none
+
+	// Backup streams an archive of the data store, for who may take one. Nil: there is nothing to back up.
+	Backup func(ctx context.Context, w io.Writer) error
 
 	Issuer Issuer // for consent receipts; zero: they name the operator as "operator"
 

@@ -110,7 +110,7 @@ func newCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "client", Title: "Client:"})
 
-	for _, cmd := range []*cobra.Command{daemon.ServeCommand(), daemon.DevCommand(), daemon.InitCommand()} {
+	for _, cmd := range []*cobra.Command{daemon.ServeCommand(), daemon.DevCommand(), daemon.InitCommand(), restoreCommand()} {
 		cmd.GroupID = "server"
 		root.AddCommand(cmd)
 	}
@@ -127,7 +127,7 @@ func clientCommands() []*cobra.Command {
 		putCommand(c), getCommand(c), patchCommand(c), deleteCommand(c), subjectCommand(c),
 		restrictCommand(c), unrestrictCommand(c), eraseCommand(c), erasureCommand(c),
 		lookupCommand(c), verifyCommand(c), checkCommand(c),
-		consentCommand(c), recordsCommand(c), policyCommand(c), keysCommand(c), importCommand(c),
+		consentCommand(c), recordsCommand(c), policyCommand(c), keysCommand(c), importCommand(c), backupCommand(c),
 	}
 	for _, cmd := range commands {
 		c.flags(cmd)

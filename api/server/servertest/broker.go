@@ -638,6 +638,15 @@ func (b *Broker) PolicyVersion(ctx context.Context, r access.Request, version in
 	return b.versionLocked(version)
 }
 
+func (b *Broker) PermitBackup(ctx context.Context, r access.Request) error {
+	unlock, err := b.begin(ctx, r)
+	defer unlock()
+	if err == nil && r.Caller.Role != policy.RoleSecurity {
+		err = &access.DeniedError{Reason: policy.ReasonRoleNotAllowed, Record: -1}
+	}
+	return err
+}
+
 func (b *Broker) LoginDenied(_ context.Context, r access.Request, reason string) {
 	if r.Caller != (verify.Caller{}) {
 		b.tb.Errorf("fake broker: a denied login has a caller")

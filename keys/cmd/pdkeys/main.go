@@ -121,6 +121,7 @@ func newCommand(stdout, stderr io.Writer) *cobra.Command {
 				return startJob(cmd.Context(), c, keyring.ScopeKEK, uuid.Nil, stdout)
 			}),
 		jobsCommand(stdout, stderr),
+		backupCommand(stdout, stderr), restoreCommand(stdout, stderr), rewindCommand(stdout, stderr),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: usageArgs(cobra.NoArgs),
 			RunE: func(*cobra.Command, []string) error {
