@@ -105,7 +105,9 @@ func shardOf(key string) string {
 	return hex.EncodeToString(sum[:1])
 }
 
-func rowName(key string) string { return "rows/" + shardOf(key) + "/" + hex.EncodeToString([]byte(key)) }
+func rowName(key string) string {
+	return "rows/" + shardOf(key) + "/" + hex.EncodeToString([]byte(key))
+}
 
 // keyOf is the inverse of rowName, for a name as it is listed below its shard.
 func keyOf(shard, name string) (string, error) {

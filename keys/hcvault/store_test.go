@@ -17,16 +17,14 @@ const storeMount = "teststore"
 // shortLease is long enough for a busy machine and short enough for a test.
 const shortLease = 3 * time.Second
 
-// storeSetup makes a role that may keep stores below a path of its own, and returns the configuration of the
-// first.
+// storeSetup makes a role that may keep stores at paths of its own, and returns the configuration of one.
 func storeSetup(t testing.TB) hcvault.StoreConfig {
 	t.Helper()
 	role, cfg := setup(t, hcserver.Setup{})
-	path := role.Key
-	if err := server.SetupStore(context.Background(), role, storeMount, path); err != nil {
+	if err := server.SetupStore(context.Background(), role, storeMount, role.Key+"/+"); err != nil {
 		t.Fatal(err)
 	}
-	return hcvault.StoreConfig{KEK: mustOpen(t, cfg), Mount: storeMount, Path: path, Instance: "test", Lease: shortLease, Logger: cfg.Logger}
+	return hcvault.StoreConfig{KEK: mustOpen(t, cfg), Mount: storeMount, Path: role.Key + "/main", Instance: "test", Lease: shortLease, Logger: cfg.Logger}
 }
 
 func mustCreateStore(t testing.TB, cfg hcvault.StoreConfig) *hcvault.Store {
@@ -61,18 +59,39 @@ func closeAtEnd(t testing.TB, s *hcvault.Store) {
 	})
 }
 
-// storeEngine has all stores of a test share a role, each with a path of its own.
+// storeEngine gives each store a path of its own. They share a login.
 func storeEngine(t testing.TB) conformance.KVEngine {
 	t.Helper()
-	role, cfg := setup(t, hcserver.Setup{})
-	var paths []string
-	for range 60 {
-		paths = append(paths, fmt.Sprintf("%s-%d", role.Key, len(paths)))
+	base := storeSetup(t)
+	base.Lease, base.Logger, base.CacheRows = 0, nil, 100
+	n := 0
+	configs := map[kv.Store]hcvault.StoreConfig{}
+	return conformance.KVEngine{
+		New: func(t testing.TB) kv.Store {
+			t.Helper()
+			n++
+			cfg := base
+			cfg.Path = fmt.Sprintf("%s%d", base.Path, n)
+			s, err := hcvault.CreateStore(context.Background(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			configs[s] = cfg
+			return s
+		},
+		Reopen: func(t testing.TB, s kv.Store) kv.Store {
+			t.Helper()
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			again, err := hcvault.OpenStore(context.Background(), configs[s])
+			if err != nil {
+				t.Fatal(err)
+			}
+			configs[again] = configs[s]
+			return again
+		},
 	}
-	_ = paths
-	shared := hcvault.StoreConfig{Mount: storeMount, Instance: "test", CacheRows: 50}
-	_ = shared
-	_ = cfg
-	_ = kv.ErrClosed
-	return conformance.KVEngine{}
 }
+
+func TestKV(t *testing.T) { conformance.KV(t, storeEngine(t)) }

@@ -28,7 +28,7 @@ func (s *Server) SetupStore(ctx context.Context, role *AppRole, mount, path stri
 	if err != nil {
 		return err
 	}
-	name := mount + "-" + strings.ReplaceAll(path, "/", "-")
+	name := mount + "-" + strings.NewReplacer("/", "-", "+", "any").Replace(path)
 	if err := s.call(ctx, "POST", "sys/policies/acl/"+name, map[string]any{"policy": text}, nil); err != nil {
 		return err
 	}
