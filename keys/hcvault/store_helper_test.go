@@ -63,8 +63,10 @@ func mustStore(t testing.TB, open storeOpener, cfg hcvault.StoreConfig) *hcvault
 }
 
 // put sets the keys of pairs to its values; "" removes a key.
-func put(s kv.Store, pairs map[string]string) error {
-	return s.Update(context.Background(), func(w kv.Writer) error {
+func put(s kv.Store, pairs map[string]string) error { return putBy(context.Background(), s, pairs) }
+
+func putBy(ctx context.Context, s kv.Store, pairs map[string]string) error {
+	return s.Update(ctx, func(w kv.Writer) error {
 		for k, v := range pairs {
 			if v == "" {
 				w.Delete([]byte(k))
