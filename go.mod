@@ -23,6 +23,7 @@ require (
 	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3 // JSON Schema 2020-12 of collections and of the API
 	github.com/schollz/progressbar/v3 v3.19.1 // progress of imports
 	github.com/spf13/cobra v1.10.2 // command lines
+	github.com/tidwall/btree v1.8.2 // ordered keys of the key store in HashiCorp Vault, and of the store of tests
 	github.com/tink-crypto/tink-go/v2 v2.9.0 // keysets, AEAD, PRF and MAC, in keys/keyring only
 	go.opentelemetry.io/otel v1.47.0 // W3C trace context
 	go.opentelemetry.io/otel/trace v1.47.0 // W3C trace context
@@ -44,7 +45,6 @@ require (
 	github.com/brianvoe/gofakeit/v7 v7.18.1 // generated populations
 	github.com/google/go-cmp v0.7.0 // differences in test output
 	github.com/rogpeppe/go-internal v1.16.0 // testscript: commands as users type them
-	github.com/tidwall/btree v1.8.2 // the store of tests
 	go.uber.org/goleak v1.3.0 // leaked goroutines
 	pgregory.net/rapid v1.3.0 // property tests
 )

@@ -105,8 +105,8 @@ func (w *world) finish(ring *ringKeys, job access.RotationJob) access.RotationJo
 	return access.RotationJob{}
 }
 
-// rows returns all rows below a prefix.
-func (w *world) rows(prefix string) map[string][]byte {
+// table returns all rows below a prefix.
+func (w *world) table(prefix string) map[string][]byte {
 	w.t.Helper()
 	rows := make(map[string][]byte)
 	must(w.t, w.store.View(w.t.Context(), func(r kv.Reader) error {
@@ -160,7 +160,7 @@ func (w *world) checkKeys(ring *ringKeys, rotation uint32) {
 		}
 	}
 	details := 0
-	for key, sealed := range w.rows("d") {
+	for key, sealed := range w.table("d") {
 		entry := w.entries(int64(binary.BigEndian.Uint64([]byte(key[1:]))))[0]
 		ref, err := verify.ParseRef(entry.SubjectRef)
 		must(w.t, err)
@@ -171,12 +171,12 @@ func (w *world) checkKeys(ring *ringKeys, rotation uint32) {
 			}
 		}
 	}
-	for key, sealed := range w.rows("k") {
+	for key, sealed := range w.table("k") {
 		if len(key) != 17 {
 			continue
 		}
 		var owner uuid.UUID
-		copy(owner[:], w.rows("w" + key[1:])["w"+key[1:]])
+		copy(owner[:], w.table("w" + key[1:])["w"+key[1:]])
 		if b := ring.bundles[owner]; !b.destroyed {
 			if _, _, err := b.open(detailBinding, sealed); err != nil {
 				w.t.Errorf("a capture does not open: %v", err)
@@ -352,7 +352,7 @@ func (l *life) erase(p *person) {
 	entry := verify.Entry{ID: uuid.Must(uuid.NewV7()).String(), Kind: verify.KindSubjectErased}
 	head := append([]byte{'s'}, p.id[:]...)
 	for {
-		before := w.rows(string(head))[string(head)]
+		before := w.table(string(head))[string(head)]
 		var h vault.Head
 		must(w.t, json.Unmarshal(before, &h))
 		_, err := w.ledger.Append(context.Background(), entry, func(ledger.Position) kv.Change {
@@ -453,7 +453,7 @@ func TestARotationGoesOnAfterItWasKilledAnywhere(t *testing.T) {
 func TestTheKeyOfOneSubjectIsReplacedAndNoOther(t *testing.T) {
 	w, ring := newRotationWorld(t)
 	one, other := w.mustCreate(someone), w.mustCreate(`{"email":"other@example.org"}`)
-	before := w.rows("s" + string(one[:]))["s"+string(one[:])]
+	before := w.table("s" + string(one[:]))["s"+string(one[:])]
 	info, err := w.Describe(t.Context(), w.as("privacy"), one)
 	must(t, err)
 	done := w.finish(ring, ring.start("subject", one))
@@ -471,7 +471,7 @@ func TestTheKeyOfOneSubjectIsReplacedAndNoOther(t *testing.T) {
 	if now.Records["profile"] != info.Records["profile"] {
 		t.Error("the version of a record has changed")
 	}
-	if bytes.Equal(before, w.rows("s" + string(one[:]))["s"+string(one[:])]) {
+	if bytes.Equal(before, w.table("s" + string(one[:]))["s"+string(one[:])]) {
 		t.Error("the head is what it was")
 	}
 	got, err := w.read("shop", "account", one)
@@ -585,7 +585,7 @@ func TestADamagedCiphertextFailsTheRotationAndKeepsItsKeys(t *testing.T) {
 func (w *world) checkIndex(key uint32) {
 	w.t.Helper()
 	rows := 0
-	for row := range w.rows("u") {
+	for row := range w.table("u") {
 		rows++
 		if got := binary.BigEndian.Uint32([]byte(row[len(row)-20:])); got != key {
 			w.t.Errorf("a row is under key %d", got)
@@ -594,7 +594,7 @@ func (w *world) checkIndex(key uint32) {
 	if rows == 0 {
 		w.t.Error("the index is empty")
 	}
-	if got := string(w.rows("mx")["mx"]); got != fmt.Sprintf(`{"keys":[%d],"read":%d}`, key, key) {
+	if got := string(w.table("mx")["mx"]); got != fmt.Sprintf(`{"keys":[%d],"read":%d}`, key, key) {
 		w.t.Errorf("state of the index: %s", got)
 	}
 }
@@ -695,7 +695,7 @@ func TestACreateDecidedBeforeTheBackfillIsMadeAgainWithBothTokens(t *testing.T) 
 		t.Errorf("it was sealed %d times", seals)
 	}
 	var under []uint32
-	for row := range w.rows("uprofile\x00email") {
+	for row := range w.table("uprofile\x00email") {
 		under = append(under, binary.BigEndian.Uint32([]byte(row[len(row)-20:])))
 	}
 	if slices.Sort(under); !slices.Equal(under, []uint32{1, 2}) {
@@ -731,7 +731,7 @@ func TestARepeatedCreateAcrossIndexKeysNeverCreatesTwice(t *testing.T) {
 	if _, err := post("before", "a"); !errors.Is(err, access.ErrIdempotencyMismatch) {
 		t.Errorf("a key that cannot be compared any more: %v", err)
 	}
-	if n := len(w.rows("s")); n != 2 {
+	if n := len(w.table("s")); n != 2 {
 		t.Errorf("%d subjects", n)
 	}
 }

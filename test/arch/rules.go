@@ -43,7 +43,7 @@ var layers = map[string][]string{
 	"keys/keyspb":           {},
 	"keys/internal/...":     {},
 	"keys/keyring":          {"keys", "keys/internal/...", "vault/kv", "vault/kv/archive"},
-	"keys/hcvault":          {"keys", "keys/keyring"},
+	"keys/hcvault":          {"keys", "keys/keyring", "vault/kv"},
 	"keys/localkek":         {"keys", "keys/keyring"},
 	"keys/sidecar":          {"keys", "keys/keyspb", "keys/keyring", "keys/internal/...", "access/ledger/verify"},
 	"keys/client":           {"keys", "keys/keyspb", "keys/internal/...", "access/ledger/verify"},
