@@ -102,8 +102,8 @@ func (w *world) mustErase(subject uuid.UUID) erasure.Certificate {
 	return c
 }
 
-// live fills a subject with everything that there can be of one, and returns it with its reference.
-func (w *world) live(email string) (subject uuid.UUID, ref []byte) {
+// full fills a subject with everything that there can be of one, and returns it with its reference.
+func (w *world) full(email string) (subject uuid.UUID, ref []byte) {
 	w.t.Helper()
 	created, err := w.CreateSubject(w.t.Context(), access.CreateRequest{
 		Request: w.as("shop"), Idempotency: access.Idempotency{Key: "create-" + email, Route: "POST /v1/subjects", Fingerprint: [32]byte{1}},
@@ -221,8 +221,8 @@ func (w *world) mustVerify(c erasure.Certificate) erasure.Report {
 
 func TestNothingIsLeftOfAnErasedSubject(t *testing.T) {
 	w, _ := newErasingWorld(t)
-	subject, ref := w.live("ada@example.org")
-	other, _ := w.live("bob@example.org")
+	subject, ref := w.full("ada@example.org")
+	other, _ := w.full("bob@example.org")
 	var ciphertexts [][]byte
 	for _, prefix := range []string{"r", "k", "d"} {
 		for _, p := range w.rows(prefix) {
@@ -281,7 +281,7 @@ func TestNothingIsLeftOfAnErasedSubject(t *testing.T) {
 
 func TestDetailsWithoutEndAreErased(t *testing.T) {
 	w, d := newErasingWorld(t)
-	subject, ref := w.live("ada@example.org")
+	subject, ref := w.full("ada@example.org")
 	before := len(w.rows("d"))
 	const more = 2500 // than one transaction deletes
 	must := func(err error) {
@@ -315,8 +315,8 @@ func TestDetailsWithoutEndAreErased(t *testing.T) {
 // TestAnErasedSubjectIsAsOneThatNeverWas compares every answer to every caller.
 func TestAnErasedSubjectIsAsOneThatNeverWas(t *testing.T) {
 	w, d := newErasingWorld(t)
-	finished, _ := w.live("ada@example.org")
-	pending, _ := w.live("bob@example.org")
+	finished, _ := w.full("ada@example.org")
+	pending, _ := w.full("bob@example.org")
 	w.mustErase(finished)
 	d.failing(keys.ErrUnavailable)
 	if _, err := w.erase(pending); !errors.Is(err, access.ErrErasurePending) {
@@ -382,7 +382,7 @@ func TestAnErasedSubjectIsAsOneThatNeverWas(t *testing.T) {
 
 func TestADenialAboutAnErasedSubjectDoesNotNameIt(t *testing.T) {
 	w, d := newErasingWorld(t)
-	subject, ref := w.live("ada@example.org")
+	subject, ref := w.full("ada@example.org")
 	d.failing(keys.ErrUnavailable)
 	if _, err := w.erase(subject); !errors.Is(err, access.ErrErasurePending) {
 		t.Fatal(err)
@@ -407,7 +407,7 @@ func TestADenialAboutAnErasedSubjectDoesNotNameIt(t *testing.T) {
 
 func TestOnlyWhoMayErasesAndOnlyForAReason(t *testing.T) {
 	w, d := newErasingWorld(t)
-	subject, _ := w.live("ada@example.org")
+	subject, _ := w.full("ada@example.org")
 	for _, caller := range []string{"shop", "courier", "legal", "security", "auditor"} {
 		before := w.size()
 		_, err := w.Erase(t.Context(), access.EraseRequest{Request: w.as(caller), Subject: subject, Reason: "subject-request"})
@@ -440,7 +440,7 @@ func TestOnlyWhoMayErasesAndOnlyForAReason(t *testing.T) {
 
 func TestARestrictedSubjectCanBeErased(t *testing.T) {
 	w, _ := newErasingWorld(t)
-	subject, ref := w.live("ada@example.org")
+	subject, ref := w.full("ada@example.org")
 	if _, err := w.SetRestriction(t.Context(), w.as("privacy"), subject, true, "disputed"); err != nil {
 		t.Fatal(err)
 	}
@@ -463,7 +463,7 @@ func TestUniqueValuesAreFreeAfterAnErasure(t *testing.T) {
 // A client that repeats a request whose answer it lost must not bring the person back.
 func TestARepeatedCreateDoesNotUndoAnErasure(t *testing.T) {
 	w, _ := newErasingWorld(t)
-	subject, _ := w.live("ada@example.org")
+	subject, _ := w.full("ada@example.org")
 	w.mustErase(subject)
 	q := access.CreateRequest{
 		Request: w.as("shop"), Idempotency: access.Idempotency{Key: "create-ada@example.org", Route: "POST /v1/subjects", Fingerprint: [32]byte{1}},
@@ -483,7 +483,7 @@ func TestARepeatedCreateDoesNotUndoAnErasure(t *testing.T) {
 
 func TestSweepForgetsWhichSubjectAnOutcomeWasOf(t *testing.T) {
 	w, _ := newErasingWorld(t)
-	w.live("ada@example.org")
+	w.full("ada@example.org")
 	w.clock.Store(25 * 3600)
 	if n, err := w.Sweep(t.Context()); n != 3 || err != nil {
 		t.Errorf("swept %d, %v", n, err)
@@ -497,7 +497,7 @@ func TestACertificateIsVerifiedOfflineAndBecomesFinal(t *testing.T) {
 	for name, withRow := range map[string]bool{"by the row of the newest epoch": true, "by search": false} {
 		t.Run(name, func(t *testing.T) {
 			w, _ := newErasingWorld(t)
-			subject, ref := w.live("ada@example.org")
+			subject, ref := w.full("ada@example.org")
 			before := w.size() - 1
 			old, err := w.Entry(t.Context(), w.as("auditor"), before)
 			if err != nil {
@@ -571,7 +571,7 @@ func TestACertificateIsVerifiedOfflineAndBecomesFinal(t *testing.T) {
 
 func TestAnErasureThatCannotBeRecordedErasesNothing(t *testing.T) {
 	w, d := newErasingWorld(t)
-	subject, ref := w.live("ada@example.org")
+	subject, ref := w.full("ada@example.org")
 	w.store.setFail(errors.New("injected"))
 	if _, err := w.erase(subject); err == nil || errors.Is(err, access.ErrErasurePending) {
 		t.Errorf("%v", err)
@@ -603,7 +603,7 @@ func TestAnErasureIsFinishedAfterACrash(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, d := newErasingWorld(t)
-			subject, ref := w.live("ada@example.org")
+			subject, ref := w.full("ada@example.org")
 			stop(w, d)
 			_, err := w.erase(subject)
 			var pending *access.PendingErasureError
@@ -665,7 +665,7 @@ func TestAnErasureIsFinishedAfterACrash(t *testing.T) {
 
 func TestErasingAgainGoesOnWithWhatIsPending(t *testing.T) {
 	w, d := newErasingWorld(t)
-	subject, ref := w.live("ada@example.org")
+	subject, ref := w.full("ada@example.org")
 	d.failing(keys.ErrUnavailable)
 	var first, second *access.PendingErasureError
 	if _, err := w.erase(subject); !errors.As(err, &first) || !errors.Is(err, keys.ErrUnavailable) {
@@ -686,7 +686,7 @@ func TestOneErasureThatCannotBeFinishedDoesNotHoldUpTheOthers(t *testing.T) {
 	w, d := newErasingWorld(t)
 	d.failing(keys.ErrUnavailable)
 	for _, email := range []string{"a@example.org", "b@example.org", "c@example.org"} {
-		subject, _ := w.live(email)
+		subject, _ := w.full(email)
 		if _, err := w.erase(subject); !errors.Is(err, access.ErrErasurePending) {
 			t.Fatal(err)
 		}
@@ -711,7 +711,7 @@ func TestOneErasureThatCannotBeFinishedDoesNotHoldUpTheOthers(t *testing.T) {
 func TestNothingIsAllowedBehindAnErasure(t *testing.T) {
 	for range 5 {
 		w, _ := newErasingWorld(t)
-		subject, ref := w.live("ada@example.org")
+		subject, ref := w.full("ada@example.org")
 		ctx := t.Context()
 		mayBe := func(what string, err error, ok ...error) {
 			for _, o := range append(ok, access.ErrNotFound, access.ErrDenied, access.ErrBusy, keys.ErrDestroyed, access.ErrVersion) {
