@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,7 +36,7 @@ type Daemon struct {
 	prover  *prover
 	broker  *access.Broker
 
-	ledgerKeys sync.Mutex // held while the ledger's keys are changed
+	ledgerKeys *ledgerKeys
 
 	background background // jobs that end before what they use is closed
 }
@@ -133,6 +132,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.broker, err = access.New(ctx, brokerConfig(d, v, status.Sidecar)); err != nil {
 		return fmt.Errorf("starting the broker: %w", err)
 	}
+	d.ledgerKeys = newLedgerKeys(d)
 	rotator, err := d.newRotator()
 	if err != nil {
 		return fmt.Errorf("starting the rotator: %w", err)
