@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,7 +37,7 @@ type Daemon struct {
 	prover  *prover
 	broker  *access.Broker
 
-	ledgerKeys sync.Mutex // held while the ledger's keys are changed
+	ledgerKeys *ledgerKeys
 
 	background background // jobs that end before what they use is closed
 
@@ -141,6 +140,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if _, err := d.broker.FinishErasures(ctx); err != nil { // tried again every second
 		log.Error("erasures are on record and not finished", "error", err)
 	}
+	d.ledgerKeys = newLedgerKeys(d)
 	rotator, err := d.newRotator()
 	if err != nil {
 		return fmt.Errorf("starting the rotator: %w", err)
