@@ -37,10 +37,9 @@ const (
 	maxEpochInterval  = 30 * 24 * time.Hour
 	defaultEpochPause = 4
 
-	epochBatch  = 1_000           // rows wrapped again in one call
 	maxPause    = 2 * time.Second // after a batch
 	saveEvery   = time.Second     // of the progress
-	scanPage    = 1_000
+	scanPage    = 1_000           // rows read at a time
 	minRetry    = time.Second
 	maxRetry    = time.Minute
 	maxJitter   = 10 * time.Second
@@ -120,7 +119,7 @@ func (k *Keyring) canary(ctx context.Context) error {
 // scan calls each for every pair whose key begins with prefix, in pages, each of a snapshot of its own.
 func (k *Keyring) scan(ctx context.Context, prefix, after []byte, each func(kv.Pair) error) error {
 	for {
-		page, err := k.page(ctx, prefix, after)
+		page, err := k.page(ctx, prefix, after, scanPage)
 		if err != nil {
 			return err
 		}
@@ -136,9 +135,9 @@ func (k *Keyring) scan(ctx context.Context, prefix, after []byte, each func(kv.P
 	}
 }
 
-func (k *Keyring) page(ctx context.Context, prefix, after []byte) (page []kv.Pair, err error) {
+func (k *Keyring) page(ctx context.Context, prefix, after []byte, limit int) (page []kv.Pair, err error) {
 	err = k.store.View(ctx, func(r kv.Reader) error {
-		page, err = r.Scan(prefix, after, scanPage)
+		page, err = r.Scan(prefix, after, limit)
 		return err
 	})
 	if err != nil {
@@ -483,7 +482,7 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 		}
 		for {
 			start := time.Now()
-			page, err := k.page(ctx, prefix, after)
+			page, err := k.page(ctx, prefix, after, k.cfg.EpochBatch)
 			if err != nil {
 				return found, r, err
 			}
@@ -513,7 +512,7 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 			if ctx.Err() != nil {
 				return found, r, context.Cause(ctx)
 			}
-			if len(page) < scanPage {
+			if len(page) < k.cfg.EpochBatch {
 				break
 			}
 		}

@@ -50,3 +50,18 @@ func RowOf(b []byte) (rotation uint32, keys int, err error) {
 	r, err := decodeRow(b)
 	return r.rotation, int(r.keys), err
 }
+
+// KeyLastEpoch is where the time of the last epoch lies.
+var KeyLastEpoch = keyLastEpoch
+
+// Poke makes the keyring look at the schedule at once.
+func (k *Keyring) Poke() { k.epochs.poke() }
+
+// WrappedOf is what the KEK gave for a row.
+func WrappedOf(b []byte) []byte {
+	r, err := decodeRow(b)
+	if err != nil {
+		return nil
+	}
+	return r.wrapped
+}

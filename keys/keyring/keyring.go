@@ -69,6 +69,7 @@ type Config struct {
 	// EpochPause is how many times as long as a batch took an epoch rests after it while others ask for keys; 0 means 4,
 	// so that they keep four fifths of the time.
 	EpochPause   int
+	EpochBatch   int           // rows that an epoch takes at a time; 0 means 1,000, which is the most
 	InventoryAge time.Duration // how old a count of Inventory may be; 0 means 15 s
 	// WitnessOverlap is how long a witness key goes on signing when a newer one has taken its place; 0 means 14 days.
 	WitnessOverlap time.Duration
@@ -118,11 +119,15 @@ func (cfg Config) verified() (Config, error) {
 	if cfg.EpochPause == 0 {
 		cfg.EpochPause = defaultEpochPause
 	}
+	if cfg.EpochBatch == 0 {
+		cfg.EpochBatch = scanPage
+	}
 	if cfg.InventoryAge == 0 {
 		cfg.InventoryAge = defaultInventoryAge
 	}
-	if cfg.EpochInterval < 0 || cfg.EpochInterval > maxEpochInterval || cfg.EpochPause < 0 || cfg.InventoryAge < 0 {
-		return cfg, fmt.Errorf("keyring: epoch interval or pause, or age of the inventory: %w", keys.ErrInvalid)
+	if cfg.EpochInterval < 0 || cfg.EpochInterval > maxEpochInterval || cfg.EpochPause < 0 || cfg.InventoryAge < 0 ||
+		cfg.EpochBatch < 0 || cfg.EpochBatch > scanPage {
+		return cfg, fmt.Errorf("keyring: interval, pause or batch of epochs, or age of the inventory: %w", keys.ErrInvalid)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
