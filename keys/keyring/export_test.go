@@ -50,3 +50,14 @@ func RowOf(b []byte) (rotation uint32, keys int, err error) {
 	r, err := decodeRow(b)
 	return r.rotation, int(r.keys), err
 }
+
+// WitnessPrivate returns the private halves of the witness keys themselves, to see whether they are wiped.
+func (k *Keyring) WitnessPrivate() [][]byte {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	var out [][]byte
+	for _, w := range k.instance.identity.keys {
+		out = append(out, w.private)
+	}
+	return out
+}
