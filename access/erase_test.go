@@ -494,79 +494,73 @@ func TestSweepForgetsWhichSubjectAnOutcomeWasOf(t *testing.T) {
 }
 
 func TestACertificateIsVerifiedOfflineAndBecomesFinal(t *testing.T) {
-	for name, withRow := range map[string]bool{"by the row of the newest epoch": true, "by search": false} {
-		t.Run(name, func(t *testing.T) {
-			w, _ := newErasingWorld(t)
-			subject, ref := w.full("ada@example.org")
-			before := w.size() - 1
-			old, err := w.Entry(t.Context(), w.as("auditor"), before)
-			if err != nil {
-				t.Fatal(err)
-			}
-			proof, err := w.Proof(t.Context(), w.as("auditor"), before)
-			if err != nil {
-				t.Fatal(err)
-			}
-			epoch := func(version uint64) int64 {
-				t.Helper()
-				e := verify.Entry{ID: uuid.NewString(), Kind: verify.KindKeyEpoch, Keys: &verify.KeyChange{Scope: "kek", Job: uuid.NewString(), Version: version}}
-				r, err := w.ledger.Append(t.Context(), e, func(at ledger.Position) (c kv.Change) {
-					if withRow {
-						row := access.KeyEpochRow(at.Index, version)
-						c.Set(row.Key, row.Value)
-					}
-					return c
-				})
-				if err != nil {
-					t.Fatal(err)
-				}
-				return r.Index
-			}
-			epoch(kekVersion)
-
-			first := w.mustErase(subject)
-			report := w.mustVerify(first)
-			if first.Status != erasure.Provisional || first.Subject != subject.String() || report.Erased.Entry.SubjectRef != verify.FormatRef(ref) ||
-				report.Erased.Entry.Caller.ID != "privacy" || first.BackupsDeadBy == "" || first.KEKVersion != kekVersion {
-				t.Errorf("%+v", first)
-			}
-			id := uuid.MustParse(first.ID)
-			for _, caller := range []string{"privacy", "auditor"} {
-				later, err := w.Erasure(t.Context(), w.as(caller), id)
-				if err != nil {
-					t.Fatalf("%s: %v", caller, err)
-				}
-				w.mustVerify(later)
-				if later.Subject != "" || later.Salt != "" || later.Status != erasure.Provisional || later.Time != first.Time {
-					t.Errorf("%s: %+v", caller, later)
-				}
-			}
-			at := epoch(kekVersion + 1)
-			for range 2 {
-				final, err := w.Erasure(t.Context(), w.as("privacy"), id)
-				if err != nil {
-					t.Fatal(err)
-				}
-				w.mustVerify(final)
-				if final.Status != erasure.Final || final.Epoch.Index != at {
-					t.Errorf("%+v", final)
-				}
-				w.restart()
-			}
-			if _, err := w.Erasure(t.Context(), w.as("privacy"), uuid.New()); !errors.Is(err, access.ErrNotFound) {
-				t.Errorf("no such certificate: %v", err)
-			}
-			// What was proven before stays proven.
-			p, err := verify.ParseProof(proof)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, _, err := p.Verify(old.Bytes, w.key, 0); err != nil {
-				t.Errorf("an older proof: %v", err)
-			}
-			w.mustReplay()
-		})
+	w, _ := newErasingWorld(t)
+	subject, ref := w.full("ada@example.org")
+	before := w.size() - 1
+	old, err := w.Entry(t.Context(), w.as("auditor"), before)
+	if err != nil {
+		t.Fatal(err)
 	}
+	proof, err := w.Proof(t.Context(), w.as("auditor"), before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	epoch := func(version uint64) int64 {
+		t.Helper()
+		e := verify.Entry{ID: uuid.NewString(), Kind: verify.KindKeyEpoch, Keys: &verify.KeyChange{Scope: "kek", Job: uuid.NewString(), Version: version}}
+		r, err := w.ledger.Append(t.Context(), e, func(at ledger.Position) (c kv.Change) {
+			row := access.KeyEpochRow(at.Index, version)
+			c.Set(row.Key, row.Value)
+			return c
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Index
+	}
+	epoch(kekVersion)
+
+	first := w.mustErase(subject)
+	report := w.mustVerify(first)
+	if first.Status != erasure.Provisional || first.Subject != subject.String() || report.Erased.Entry.SubjectRef != verify.FormatRef(ref) ||
+		report.Erased.Entry.Caller.ID != "privacy" || first.BackupsDeadBy == "" || first.KEKVersion != kekVersion {
+		t.Errorf("%+v", first)
+	}
+	id := uuid.MustParse(first.ID)
+	for _, caller := range []string{"privacy", "auditor"} {
+		later, err := w.Erasure(t.Context(), w.as(caller), id)
+		if err != nil {
+			t.Fatalf("%s: %v", caller, err)
+		}
+		w.mustVerify(later)
+		if later.Subject != "" || later.Salt != "" || later.Status != erasure.Provisional || later.Time != first.Time {
+			t.Errorf("%s: %+v", caller, later)
+		}
+	}
+	at := epoch(kekVersion + 1)
+	for range 2 {
+		final, err := w.Erasure(t.Context(), w.as("privacy"), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.mustVerify(final)
+		if final.Status != erasure.Final || final.Epoch.Index != at {
+			t.Errorf("%+v", final)
+		}
+		w.restart()
+	}
+	if _, err := w.Erasure(t.Context(), w.as("privacy"), uuid.New()); !errors.Is(err, access.ErrNotFound) {
+		t.Errorf("no such certificate: %v", err)
+	}
+	// What was proven before stays proven.
+	p, err := verify.ParseProof(proof)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := p.Verify(old.Bytes, w.key, 0); err != nil {
+		t.Errorf("an older proof: %v", err)
+	}
+	w.mustReplay()
 }
 
 func TestAnErasureThatCannotBeRecordedErasesNothing(t *testing.T) {

@@ -347,6 +347,11 @@ type Epoch struct {
 
 var epochKey = []byte("ke")
 
+// KeyEpochRow is the row that the effects of the key.epoch entry at index set; version is that of the KEK.
+func KeyEpochRow(index int64, version uint64) kv.Pair {
+	return kv.Pair{Key: epochKey, Value: encodeRow(Epoch{index, version})}
+}
+
 // LoadEpoch returns the newest epoch; Version 0: there was none yet.
 func LoadEpoch(r kv.Reader) (Epoch, error) {
 	rows, err := r.Get(epochKey)
@@ -412,7 +417,8 @@ func (r *Rotator) recordOnce(ctx context.Context, job RotationJob) (int64, error
 		change.Set(recordedKey(job.ID), encodeRow(at.Index))
 		if job.Scope == scopeKEK && job.Target >= epoch.Version {
 			change.Expect(epochKey, epochRow, errAgain)
-			change.Set(epochKey, encodeRow(Epoch{Index: at.Index, Version: job.Target}))
+			row := KeyEpochRow(at.Index, job.Target)
+			change.Set(row.Key, row.Value)
 		}
 		return change
 	})

@@ -65,3 +65,14 @@ func WrappedOf(b []byte) []byte {
 	}
 	return r.wrapped
 }
+
+// WitnessPrivate returns the private halves of the witness keys themselves, to see whether they are wiped.
+func (k *Keyring) WitnessPrivate() [][]byte {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	var out [][]byte
+	for _, w := range k.instance.identity.keys {
+		out = append(out, w.private)
+	}
+	return out
+}

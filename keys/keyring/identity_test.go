@@ -183,3 +183,28 @@ func TestCloseDuringKeysetChange(t *testing.T) {
 	wantErr(t, <-ended, keys.ErrUnavailable)
 	close(gate)
 }
+
+// Private keys are overwritten when others take their place, and at the end.
+func TestWitnessKeysAreWiped(t *testing.T) {
+	ctx := context.Background()
+	r := newRing(t, nil)
+	private := r.WitnessPrivate()
+	for range 2 {
+		if _, err := r.RotateWitness(ctx); err != nil {
+			t.Fatal(err)
+		}
+		private = append(private, r.WitnessPrivate()...)
+	}
+	r.wantWitness(r.WitnessKeys()...)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if len(private) != 1+2+3 {
+		t.Fatalf("%d keys were seen", len(private))
+	}
+	for i, b := range private {
+		if !bytes.Equal(b, make([]byte, ed25519.PrivateKeySize)) {
+			t.Errorf("key %d was not wiped", i)
+		}
+	}
+}

@@ -584,14 +584,22 @@ func TestRotationsRace(t *testing.T) {
 	nodes := []*ring{a, a.reopen()}
 	for range 20 {
 		s, c := a.mustCreate("x")
+		it := fieldAt(1)
+		it.Ciphertext = c
 		var wg sync.WaitGroup
-		for i := range 4 {
+		sealed := make([][]byte, 4)
+		for i := range sealed {
 			wg.Go(func() {
-				_, err := nodes[i%2].reseal(1, s)
-				wantErr(t, err, nil)
+				out, err := nodes[i%2].reseal(1, s, held{item: it})
+				if wantErr(t, err, nil); err == nil {
+					sealed[i] = out[0]
+				}
 			})
 		}
 		wg.Wait()
+		for _, again := range sealed { // all under the one new key
+			a.wantOpen(s, again, "x")
+		}
 		a.wantRow(s, 1, 2)
 		for i := range 4 {
 			wg.Go(func() {
@@ -1025,7 +1033,7 @@ func TestRotationSparesTheCache(t *testing.T) {
 		s, c := r.mustCreate("hot")
 		hot, sealed = append(hot, s), append(sealed, c)
 	}
-	for _, s := range append(others, hot...) {
+	for _, s := range append(append([]uuid.UUID(nil), hot...), others...) {
 		if _, err := r.reseal(1, s); err != nil {
 			t.Fatal(err)
 		}
@@ -1037,4 +1045,57 @@ func TestRotationSparesTheCache(t *testing.T) {
 	if r.kek.unwraps.Load() != unwraps {
 		t.Error("the KEK was asked for those who were in the cache")
 	}
+}
+
+// A row that is there beside a tombstone, as when an engine lost its deletion, is not rotated, even if the tombstone
+// comes while the KEK is asked.
+func TestTombstoneBeatsRotation(t *testing.T) {
+	r := newRing(t, nil)
+	s, _ := r.mustCreate("value")
+	row := r.rawGet(keyring.KeyBundle(s))
+	other, _ := r.mustCreate("other")
+	wantErr(t, r.Destroy(context.Background(), other, "x"), nil)
+	tombstone := r.rawGet(keyring.KeyTombstone(other))
+	wraps := 0
+	r.kek.set(func() {
+		r.kek.before = func(op string) error {
+			if op == "wrap" {
+				wraps++
+				r.rawSet(keyring.KeyTombstone(s), tombstone)
+			}
+			return nil
+		}
+	})
+	_, err := r.reseal(1, s)
+	wantErr(t, err, keys.ErrDestroyed)
+	if wraps != 1 || !bytes.Equal(r.rawGet(keyring.KeyBundle(s)), row) {
+		t.Errorf("wrapped %d times, or the row was changed", wraps)
+	}
+}
+
+// A row that names another number of keys than there are is refused, whatever is done with it.
+func TestKeyCountOfRow(t *testing.T) {
+	ctx := context.Background()
+	r := newRing(t, nil)
+	s, c := r.mustCreate("value")
+	more := func(key []byte) {
+		row := r.rawGet(key)
+		row[13]++
+		r.rawSet(key, row)
+	}
+	more(keyring.KeyBundle(s))
+	_, err := r.reseal(1, s)
+	wantErr(t, err, keys.ErrTampered)
+	wantErr(t, r.retire(0, s), keys.ErrTampered)
+	r.wantOpenErr(s, c, keys.ErrTampered)
+	for _, name := range []string{"identity", "index", "token", "service"} {
+		key := keyring.KeyKeyset(name)
+		good := r.rawGet(key)
+		more(key)
+		wantErr(t, r.Refresh(ctx), keys.ErrTampered)
+		_, err := keyring.Open(ctx, r.cfg)
+		wantErr(t, err, keys.ErrTampered)
+		r.rawSet(key, good)
+	}
+	wantErr(t, r.Refresh(ctx), nil)
 }
