@@ -70,6 +70,14 @@ var _ interface {
 	Unprotect(ctx context.Context, label string, data []byte) ([]byte, error)
 	Bind(ctx context.Context, origin, ledgerKey string) error
 	Witness(ctx context.Context) ([]byte, error)
+	Destroy(ctx context.Context, index int64, entry []byte, subject uuid.UUID) (struct {
+		Generation uint64
+		KEKVersion uint64
+		DeadBy     time.Time
+		Already    bool
+	}, error)
+	Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error)
+	RotateLedger(ctx context.Context, note []byte, size int64, newKey, drop string) error
 } = (*client.Client)(nil)
 
 // dial connects to the world's sidecar, which it serves and binds.
@@ -581,6 +589,12 @@ func shortDir(t *testing.T) string {
 // listen answers Status like a sidecar, on a socket of this mode.
 func listen(t *testing.T, path string, mode os.FileMode) {
 	t.Helper()
+	listenWith(t, path, mode, func(g *grpc.Server) { keyspb.RegisterSidecarServer(g, liar{}) })
+}
+
+// listenWith serves what register registers.
+func listenWith(t *testing.T, path string, mode os.FileMode, register func(*grpc.Server)) {
+	t.Helper()
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -589,7 +603,7 @@ func listen(t *testing.T, path string, mode os.FileMode) {
 		t.Fatal(err)
 	}
 	s := grpc.NewServer()
-	keyspb.RegisterSidecarServer(s, liar{})
+	register(s)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

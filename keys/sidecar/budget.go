@@ -229,13 +229,13 @@ func (b *budget) turnLocked(slot int64, elapsed time.Duration) {
 		}
 	}
 	b.slot = slot
+	if b.total.live == 0 {
+		b.seen = make(map[uint64]uint64) // a map that is emptied keeps its size
+	}
 	for key, s := range b.seen {
 		if int64(s) <= slot-slots {
 			delete(b.seen, key)
 		}
-	}
-	if len(b.seen) == 0 {
-		b.seen = make(map[uint64]uint64) // a map never shrinks
 	}
 	b.pairs = len(b.seen) - b.total.live
 	for name, a := range b.callers {

@@ -64,6 +64,24 @@ type Ring struct {
 	before func(op string) error // guarded by mu
 	calls  []string              // guarded by mu
 	keys   *Keys                 // guarded by mu; nil: the keyring's own
+
+	deadline func(op string, left time.Duration) // guarded by mu
+}
+
+// Deadline makes the ring call f with the time that is left to each call of Retire, Reseal and Jobs.
+func (r *Ring) Deadline(f func(op string, left time.Duration)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.deadline = f
+}
+
+func (r *Ring) tellDeadline(ctx context.Context, op string) {
+	r.mu.Lock()
+	f := r.deadline
+	r.mu.Unlock()
+	if at, ok := ctx.Deadline(); ok && f != nil {
+		f(op, time.Until(at))
+	}
 }
 
 var _ sidecar.Keyring = (*Ring)(nil)
@@ -200,6 +218,7 @@ func (r *Ring) DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, re
 
 // Reseal implements sidecar.Keyring.
 func (r *Ring) Reseal(ctx context.Context, rotation uint32, s []keyring.ResealSubject) ([]keyring.ResealedSubject, error) {
+	r.tellDeadline(ctx, "Reseal")
 	if err := r.enter("Reseal", ""); err != nil {
 		return nil, err
 	}
@@ -208,6 +227,7 @@ func (r *Ring) Reseal(ctx context.Context, rotation uint32, s []keyring.ResealSu
 
 // Retire implements sidecar.Keyring.
 func (r *Ring) Retire(ctx context.Context, rotation uint32, s []uuid.UUID) ([]error, error) {
+	r.tellDeadline(ctx, "Retire")
 	if err := r.enter("Retire", ""); err != nil {
 		return nil, err
 	}
@@ -232,6 +252,7 @@ func (r *Ring) StartJob(ctx context.Context, scope string, subject uuid.UUID, by
 
 // Jobs implements sidecar.Keyring.
 func (r *Ring) Jobs(ctx context.Context) ([]keyring.Job, error) {
+	r.tellDeadline(ctx, "Jobs")
 	if err := r.enter("Jobs", ""); err != nil {
 		return nil, err
 	}
