@@ -29,6 +29,8 @@ import (
 //	  allow_uids: [990]       # who may connect, besides pdkeys' own user
 //	store:
 //	  dir: /var/lib/pdkeys/store
+//	                          # or, with kek.type hcvault, in a KV engine of the same HashiCorp Vault:
+//	                          # {type: hcvault, hcvault: {mount: pdvault-keys, path: main}}
 //	kek:
 //	  type: hcvault           # or local
 //	  hcvault:
@@ -54,7 +56,12 @@ type Config struct {
 		AllowUIDs []uint32 `koanf:"allow_uids"` // empty: pdkeys' own user alone
 	} `koanf:"socket"`
 	Store struct {
-		Dir string `koanf:"dir"`
+		Type    string `koanf:"type"` // badger or hcvault; empty: badger
+		Dir     string `koanf:"dir"`
+		HCVault struct {
+			Mount string `koanf:"mount"` // empty: pdvault-keys
+			Path  string `koanf:"path"`
+		} `koanf:"hcvault"`
 	} `koanf:"store"`
 	KEK struct {
 		Type  string `koanf:"type"` // local or hcvault
@@ -154,7 +161,7 @@ func (c *Config) check() error {
 	}
 	need(instanceName.MatchString(c.Instance), "instance: want 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit")
 	need(c.Socket.Path != "", "socket.path is missing")
-	need(c.Store.Dir != "", "store.dir is missing")
+	c.checkStore(need)
 	need(c.Cache.Size >= 0 && c.Cache.Size <= maxCacheSize, "cache.size: want at most %d", maxCacheSize)
 	need(c.Cache.TTL >= 0 && c.Cache.TTL <= maxCacheTTL, "cache.ttl: want at most %v", maxCacheTTL)
 	if c.Log.Level != "" {

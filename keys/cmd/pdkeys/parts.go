@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/hcvault"
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/localkek"
+	"github.com/prototypster/pdvault/vault/kv"
 	"github.com/prototypster/pdvault/vault/kv/badgerkv"
 )
 
@@ -60,7 +62,7 @@ func openKEK(ctx context.Context, c Config, log *slog.Logger) (keyring.KEK, func
 	return k, k.Close, nil
 }
 
-func keyringConfig(c Config, kek keyring.KEK, store *badgerkv.Store, log *slog.Logger) keyring.Config {
+func keyringConfig(c Config, kek keyring.KEK, store kv.Store, log *slog.Logger) keyring.Config {
 	return keyring.Config{
 		Instance: c.Instance, KEK: kek, Store: store, CacheSize: c.Cache.Size, CacheTTL: c.Cache.TTL, Logger: log,
 	}
@@ -68,8 +70,11 @@ func keyringConfig(c Config, kek keyring.KEK, store *badgerkv.Store, log *slog.L
 
 // storeError says what to do about a key store that does not open.
 func storeError(c Config, err error) error {
-	if notExist(err) {
-		return fmt.Errorf("%w: there is none in %s; create it with pdkeys init, or restore it: %w", errStore, c.Store.Dir, err)
+	switch {
+	case notExist(err), errors.Is(err, hcvault.ErrNoStore):
+		return fmt.Errorf("%w: there is none in %s; create it with pdkeys init, or restore it: %w", errStore, c.storeName(), err)
+	case errors.Is(err, keys.ErrUnavailable): // only of a store in HashiCorp Vault; a later start may succeed
+		return fmt.Errorf("key store: %w", err)
 	}
 	return fmt.Errorf("%w: %w", errStore, err)
 }

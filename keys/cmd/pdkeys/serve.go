@@ -14,7 +14,6 @@ import (
 
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/sidecar"
-	"github.com/prototypster/pdvault/vault/kv/badgerkv"
 )
 
 const (
@@ -51,7 +50,7 @@ func serve(ctx context.Context, c Config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeKEK()) }()
-	store, err := badgerkv.Open(ctx, storeOptions(c, log))
+	store, err := openStore(ctx, c, kek, log)
 	if err != nil {
 		return storeError(c, err)
 	}
@@ -129,7 +128,7 @@ func initialise(ctx context.Context, c Config, stdout, stderr io.Writer) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, closeKEK()) }()
-	store, err := badgerkv.Create(ctx, storeOptions(c, log))
+	store, err := createStore(ctx, c, kek, log)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errStore, err)
 	}
@@ -142,6 +141,6 @@ func initialise(ctx context.Context, c Config, stdout, stderr io.Writer) (err er
 	if made {
 		fmt.Fprintf(stdout, "created root key %s: who has it and the key store has all keys\n", c.KEK.Local.Path)
 	}
-	_, err = fmt.Fprintf(stdout, "created key store %s of instance %s, sidecar %s\n", c.Store.Dir, c.Instance, ring.SidecarID())
+	_, err = fmt.Fprintf(stdout, "created key store %s of instance %s, sidecar %s\n", c.storeName(), c.Instance, ring.SidecarID())
 	return err
 }

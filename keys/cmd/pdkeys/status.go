@@ -15,7 +15,7 @@ import (
 // status asks the sidecar behind the configured socket. The sidecar runs as the user whose key store it is,
 // so that is whom the socket must belong to.
 func status(ctx context.Context, c Config, stdout io.Writer) error {
-	info, err := os.Stat(c.Store.Dir)
+	info, err := os.Stat(c.ownedPath())
 	if err != nil {
 		return storeError(c, err)
 	}
