@@ -207,7 +207,7 @@ func (s *Store) start(ctx context.Context, acquire func() error) (_ *Store, err 
 	}
 	s.workers.Go(s.commitLoop)
 	s.workers.Go(s.applyLoop)
-	s.log.Info("key store in HashiCorp Vault is open", "rows", s.rows.Len(), "commit", s.seq, "fence", s.lease.content.Fence)
+	s.log.Info("key store in HashiCorp Vault is open", "count", s.rows.Len())
 	return s, nil
 }
 

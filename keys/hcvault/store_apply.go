@@ -58,7 +58,7 @@ func (s *Store) applyLoop() {
 			if s.ctx.Err() != nil {
 				return
 			}
-			s.log.Warn("carrying commits over to the rows failed, trying again", "error", err, "retry", pause)
+			s.log.Warn("carrying commits over to the rows failed, trying again", "error", err, "wait", pause)
 			select {
 			case <-time.After(pause):
 			case <-s.ctx.Done():

@@ -338,7 +338,7 @@ func (s *Store) settle() error {
 		case e != nil || there.version <= *place:
 			return fmt.Errorf("outcome of an earlier commit is not known: %w", err)
 		case there.ID == c.ID:
-			s.log.Info("a commit whose outcome was not known is there", "commit", c.Seq)
+			s.log.Info("a commit whose outcome was not known is there", "id", c.ID)
 			*place, s.commits.doubt = there.version, nil
 			c.group = nil // they were told that it is not known
 			s.publish(c)
@@ -348,7 +348,7 @@ func (s *Store) settle() error {
 		}
 		version = there.version
 	}
-	s.log.Info("a commit whose outcome was not known is not there", "commit", c.Seq)
+	s.log.Info("a commit whose outcome was not known is not there", "id", c.ID)
 	*place, s.commits.doubt = version, nil
 	s.dropParts(c.ID, c.Parts)
 	s.publish(empty)

@@ -8,16 +8,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"github.com/prototypster/pdvault/keys/client"
 	"github.com/prototypster/pdvault/vault/kv/archive"
 )
-
-// adminSuffix is what the path of the socket for those who look after the keys has behind that of the other one.
-const adminSuffix = ".admin"
 
 func backupCommand(stdout, stderr io.Writer) *cobra.Command {
 	var out string
@@ -36,16 +31,13 @@ Keep it apart from the backups of the data, and from snapshots of HashiCorp Vaul
 
 // backup writes an archive to out, which appears whole or not at all.
 func backup(ctx context.Context, c Config, out string, stdout, stderr io.Writer) (err error) {
-	info, err := os.Stat(c.Store.Dir)
+	a, err := dialAdmin(c)
 	if err != nil {
-		return storeError(c, err)
+		return err
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("%w: its owner is not known", errStore)
-	}
+	defer a.Close()
 	if out == "-" {
-		return client.Backup(ctx, c.Socket.Path+adminSuffix, st.Uid, stdout)
+		return a.Backup(ctx, stdout)
 	}
 	f, err := os.CreateTemp(filepath.Dir(out), ".backup-*") // mode 0600
 	if err != nil {
@@ -57,7 +49,7 @@ func backup(ctx context.Context, c Config, out string, stdout, stderr io.Writer)
 		}
 	}()
 	buffered := bufio.NewWriterSize(f, 1<<20)
-	if err = client.Backup(ctx, c.Socket.Path+adminSuffix, st.Uid, buffered); err == nil {
+	if err = a.Backup(ctx, buffered); err == nil {
 		err = buffered.Flush()
 	}
 	if err == nil {

@@ -32,6 +32,8 @@ import (
 //	  allow_uids: [990]       # who may connect, besides pdkeys' own user
 //	store:
 //	  dir: /var/lib/pdkeys/store
+//	                          # or, with kek.type hcvault, in a KV engine of the same HashiCorp Vault:
+//	                          # {type: hcvault, hcvault: {mount: pdvault-keys, path: main}}
 //	kek:
 //	  type: hcvault           # or local
 //	  hcvault:
@@ -64,7 +66,12 @@ type Config struct {
 		AllowUIDs []uint32 `koanf:"allow_uids"` // empty: pdkeys' own user alone
 	} `koanf:"socket"`
 	Store struct {
-		Dir string `koanf:"dir"`
+		Type    string `koanf:"type"` // badger or hcvault; empty: badger
+		Dir     string `koanf:"dir"`
+		HCVault struct {
+			Mount string `koanf:"mount"` // empty: pdvault-keys
+			Path  string `koanf:"path"`
+		} `koanf:"hcvault"`
 	} `koanf:"store"`
 	KEK struct {
 		Type  string `koanf:"type"` // local or hcvault
@@ -213,7 +220,7 @@ func (c *Config) check() error {
 	}
 	need(instanceName.MatchString(c.Instance), "instance: want 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit")
 	need(c.Socket.Path != "", "socket.path is missing")
-	need(c.Store.Dir != "", "store.dir is missing")
+	c.checkStore(need)
 	need(c.Cache.Size >= 0 && c.Cache.Size <= maxCacheSize, "cache.size: want at most %d", maxCacheSize)
 	need(c.Epoch.Schedule == "" || c.Epoch.Schedule == scheduleOff, "epoch.schedule: want off, or nothing")
 	need(c.Epoch.Schedule == "" || c.Epoch.Interval == 0, "epoch.interval is given, but epoch.schedule is off")
@@ -244,6 +251,7 @@ func (c *Config) check() error {
 		if h.Epoch != (AppRole{}) {
 			need(h.Epoch.RoleIDFile != "", "kek.hcvault.epoch.role_id_file is missing")
 			need(h.Epoch.SecretIDFile != "", "kek.hcvault.epoch.secret_id_file is missing")
+			need(h.Epoch.Mount == "" || h.Epoch.Mount == h.AppRole.Mount, "kek.hcvault.epoch.mount: want that of kek.hcvault.approle")
 		} else {
 			need(c.Epoch.Interval == 0, "epoch.interval is given, but kek.hcvault.epoch is missing: no role may carry an epoch out")
 		}

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
+	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/hcvault"
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/localkek"
+	"github.com/prototypster/pdvault/vault/kv"
 	"github.com/prototypster/pdvault/vault/kv/badgerkv"
 )
 
@@ -48,10 +51,19 @@ func openKEK(ctx context.Context, c Config, log *slog.Logger) (keyring.KEK, func
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: reading role id: %w", errKEK, err)
 	}
+	var epoch hcvault.Role
+	if h.Epoch != (AppRole{}) {
+		id, err := os.ReadFile(h.Epoch.RoleIDFile)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%w: reading role id of the epoch: %w", errKEK, err)
+		}
+		epoch = hcvault.Role{RoleID: string(bytes.TrimSpace(id)), SecretIDFile: h.Epoch.SecretIDFile, Wrapped: h.Epoch.Wrapped}
+	}
 	k, err := hcvault.Open(ctx, hcvault.Config{
 		Address: h.Address, AllowHTTP: h.AllowPlainHTTPOnLoopback, CAFile: h.CAFile, ServerName: h.ServerName, Namespace: h.Namespace,
 		Mount: h.Mount, Key: h.Key,
 		AppRoleMount: h.AppRole.Mount, RoleID: string(bytes.TrimSpace(role)), SecretIDFile: h.AppRole.SecretIDFile, Wrapped: h.AppRole.Wrapped,
+		Epoch:  epoch,
 		Logger: log,
 	})
 	if err != nil {
@@ -60,19 +72,35 @@ func openKEK(ctx context.Context, c Config, log *slog.Logger) (keyring.KEK, func
 	return k, k.Close, nil
 }
 
-// MERGE: the one place where a keyring learns of epochs. Once keyring.Config has them, set here
-// EpochInterval: c.epochInterval(), WitnessOverlap: time.Duration(c.WitnessOverlap), and, if c.mayEpoch(), Epochs: the
-// KEK itself when it is a local one, otherwise that of hcvault with the role in c.KEK.HCVault.Epoch.
-func keyringConfig(c Config, kek keyring.KEK, store *badgerkv.Store, log *slog.Logger) keyring.Config {
+func keyringConfig(c Config, kek keyring.KEK, store kv.Store, log *slog.Logger) keyring.Config {
 	return keyring.Config{
 		Instance: c.Instance, KEK: kek, Store: store, CacheSize: c.Cache.Size, CacheTTL: c.Cache.TTL, Logger: log,
+		WitnessOverlap: time.Duration(c.WitnessOverlap),
 	}
+}
+
+// withEpochs lets a keyring that is being served carry out epochs. Who works on a key store that is not served must
+// not: an epoch belongs to the running sidecar.
+func withEpochs(c Config, cfg keyring.Config) keyring.Config {
+	switch k := cfg.KEK.(type) {
+	case *localkek.KEK:
+		cfg.Epochs = k
+	case *hcvault.KEK:
+		if e := k.Epochs(); e != nil {
+			cfg.Epochs = e
+		}
+	}
+	cfg.EpochInterval = c.epochInterval()
+	return cfg
 }
 
 // storeError says what to do about a key store that does not open.
 func storeError(c Config, err error) error {
-	if notExist(err) {
-		return fmt.Errorf("%w: there is none in %s; create it with pdkeys init, or restore it: %w", errStore, c.Store.Dir, err)
+	switch {
+	case notExist(err), errors.Is(err, hcvault.ErrNoStore):
+		return fmt.Errorf("%w: there is none in %s; create it with pdkeys init, or restore it: %w", errStore, c.storeName(), err)
+	case errors.Is(err, keys.ErrUnavailable): // only of a store in HashiCorp Vault; a later start may succeed
+		return fmt.Errorf("key store: %w", err)
 	}
 	return fmt.Errorf("%w: %w", errStore, err)
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/sidecar"
-	"github.com/prototypster/pdvault/vault/kv/badgerkv"
 )
 
 // restoreFlags say what to restore from.
@@ -133,7 +132,7 @@ func restore(ctx context.Context, c Config, f restoreFlags, stdout, stderr io.Wr
 
 // rebuild restores into a new store at c.Store.Dir, and carries erasures out again.
 func rebuild(ctx context.Context, c Config, kek keyring.KEK, in io.ReadSeeker, erased erasures, hasLog bool, log *slog.Logger) (out keyring.Restored, destroyed int, err error) {
-	store, err := badgerkv.Create(ctx, storeOptions(c, log))
+	store, err := createStore(ctx, c, kek, log)
 	if err != nil {
 		return out, 0, fmt.Errorf("%w: %w", errStore, err)
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/sidecar"
 	"github.com/prototypster/pdvault/vault/kv/archive"
-	"github.com/prototypster/pdvault/vault/kv/badgerkv"
 )
 
 func rewindCommand(stdout, stderr io.Writer) *cobra.Command {
@@ -47,7 +46,7 @@ func rewind(ctx context.Context, c Config, checkpoint, backup string, stdout, st
 		return err
 	}
 	defer func() { err = errors.Join(err, closeKEK()) }()
-	store, err := badgerkv.Open(ctx, storeOptions(c, log)) // refuses while a sidecar has it open
+	store, err := openStore(ctx, c, kek, log) // refuses while a sidecar has it open
 	if err != nil {
 		return storeError(c, err)
 	}

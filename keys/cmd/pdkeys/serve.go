@@ -15,7 +15,6 @@ import (
 
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/sidecar"
-	"github.com/prototypster/pdvault/vault/kv/badgerkv"
 )
 
 const (
@@ -52,13 +51,13 @@ func serve(ctx context.Context, c Config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeKEK()) }()
-	store, err := badgerkv.Open(ctx, storeOptions(c, log))
+	store, err := openStore(ctx, c, kek, log)
 	if err != nil {
 		return storeError(c, err)
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	stats := sidecar.NewStats()
-	cfg := keyringConfig(c, kek, store, log)
+	cfg := withEpochs(c, keyringConfig(c, kek, store, log))
 	cfg.Observe = stats.Keyring()
 	ring, err := keyring.Open(ctx, cfg)
 	if err != nil {
@@ -109,7 +108,7 @@ func serveBoth(ctx context.Context, stop func(), server *sidecar.Server, l, admi
 
 func sidecarConfig(c Config, ring *keyring.Keyring, kek keyring.KEK, stats *sidecar.Stats, log *slog.Logger) sidecar.Config {
 	cfg := sidecar.Config{
-		Instance: c.Instance, Keyring: ring, Logger: log, Observer: stats,
+		Instance: c.Instance, Keyring: ring, Logger: log, Observer: stats, Backup: ring.Backup,
 		Budget: sidecar.Budget{OpensPerSecond: c.Budget.OpensPerSecond, SubjectsPerHour: c.Budget.SubjectsPerHour},
 	}
 	if k, ok := kek.(interface{ TokenValid() time.Duration }); ok {
@@ -161,7 +160,7 @@ func initialise(ctx context.Context, c Config, stdout, stderr io.Writer) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, closeKEK()) }()
-	store, err := badgerkv.Create(ctx, storeOptions(c, log))
+	store, err := createStore(ctx, c, kek, log)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errStore, err)
 	}
@@ -174,6 +173,6 @@ func initialise(ctx context.Context, c Config, stdout, stderr io.Writer) (err er
 	if made {
 		fmt.Fprintf(stdout, "created root key %s: who has it and the key store has all keys\n", c.KEK.Local.Path)
 	}
-	_, err = fmt.Fprintf(stdout, "created key store %s of instance %s, sidecar %s\n", c.Store.Dir, c.Instance, ring.SidecarID())
+	_, err = fmt.Fprintf(stdout, "created key store %s of instance %s, sidecar %s\n", c.storeName(), c.Instance, ring.SidecarID())
 	return err
 }

@@ -64,7 +64,7 @@ func status(ctx context.Context, c Config, stdout io.Writer) error {
 
 // storeOwner is the user whose key store it is.
 func storeOwner(c Config) (uint32, error) {
-	info, err := os.Stat(c.Store.Dir)
+	info, err := os.Stat(c.ownedPath())
 	if err != nil {
 		return 0, storeError(c, err)
 	}
