@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -605,46 +603,6 @@ func TestPolicyIsNarrow(t *testing.T) {
 		if got := fmt.Sprint(caps[p]); got != want {
 			t.Errorf("%s: %s, want %s", p, got, want)
 		}
-	}
-}
-
-// deploy/hcvault/setup.sh, run with the client commands of the same binary, gives what the sidecar needs.
-func TestSetupScript(t *testing.T) {
-	if server == nil {
-		t.Skip(hcserver.ErrNoBinary)
-	}
-	script := filepath.Join("..", "..", "deploy", "hcvault", "setup.sh")
-	run := func(env ...string) (string, error) {
-		cmd := exec.Command("/bin/sh", script)
-		cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT=" + server.Binary(),
-			"VAULT_ADDR=" + server.Address(), "VAULT_TOKEN=" + server.RootToken()}, env...)
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
-	for range 2 { // it may be run again
-		if out, err := run("KEY=scripted", "ROLE=scripted-sidecar", "MOUNT=transit"); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
-	role := &hcserver.AppRole{Key: "scripted", Role: "scripted-sidecar", SecretIDFile: filepath.Join(t.TempDir(), "secret-id")}
-	var id struct {
-		RoleID string `json:"role_id"`
-	}
-	admin(t, "GET", "auth/approle/role/scripted-sidecar/role-id", nil, &id)
-	if err := server.NewSecretID(context.Background(), role, true); err != nil {
-		t.Fatal(err)
-	}
-	k := mustOpen(t, hcvault.Config{Address: server.Address(), AllowHTTP: true, Key: "scripted", RoleID: id.RoleID,
-		SecretIDFile: role.SecretIDFile, Wrapped: true, Logger: testLogger(t)})
-	ring, err := keyring.Create(context.Background(), keyring.Config{Instance: "test", KEK: k, Store: memkv.New()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = ring.Close()
-
-	admin(t, "POST", "transit/keys/plain", map[string]any{"type": "aes256-gcm96", "derived": false}, nil)
-	if out, err := run("KEY=plain"); err == nil || !strings.Contains(out, "not derived") {
-		t.Errorf("a key that is not derived passed: %v\n%s", err, out)
 	}
 }
 

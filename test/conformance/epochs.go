@@ -30,10 +30,10 @@ type testedEpochs struct {
 	ctx context.Context
 }
 
-// Version is the KEK's, and not one of the two that the struct has by embedding.
+// version is that which has wrapped item.
 func (e *testedEpochs) version(item keyring.KEKItem) uint64 {
 	e.t.Helper()
-	v, err := e.testedKEK.Version(item.Data)
+	v, err := e.Version(item.Data)
 	if err != nil {
 		e.t.Error(err)
 	}

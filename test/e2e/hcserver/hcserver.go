@@ -268,6 +268,11 @@ func (s *Server) call(ctx context.Context, method, path string, body map[string]
 	return s.callAs(ctx, s.root, "", method, path, body, out)
 }
 
+// RequestAs makes a request with a token.
+func (s *Server) RequestAs(ctx context.Context, token, method, path string, body map[string]any) error {
+	return s.callAs(ctx, token, "", method, path, body, nil)
+}
+
 // callAs is call with another token. With wrapTTL the answer comes wrapped.
 func (s *Server) callAs(ctx context.Context, token, wrapTTL, method, path string, body map[string]any, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
