@@ -1,34 +1,76 @@
 #!/bin/sh
-# Prepares HashiCorp Vault (or OpenBao) for one instance of pdvault: the transit mount, the derived key, the
-# sidecar's policy and its AppRole. It may be run again; it changes no key that exists, and stops if that key
-# is not derived.
+# Prepares HashiCorp Vault (or OpenBao) for one instance of pdvault: the transit mount, the derived key, and for each
+# of the sidecar's two roles a policy and an AppRole. It may be run again; it changes no key that exists, and stops if
+# that key is not derived. The token needs setup.hcl and no more.
 #
 #   VAULT_ADDR=https://... VAULT_TOKEN=... ./setup.sh
 #
-# Afterwards deliver to the sidecar's host, each time it starts or needs a new login:
+# The roles: pdvault-sidecar (sidecar.hcl) wraps and unwraps, all the time. pdvault-epoch (epoch.hcl) rotates, and
+# retires old versions, during an epoch only. Afterwards, with the same token or one that may do just this:
 #
-#   vault read -field=role_id auth/approle/role/pdvault-sidecar/role-id
-#   vault write -f -wrap-ttl=120s -field=wrapping_token auth/approle/role/pdvault-sidecar/secret-id > secret-id
+#   ./setup.sh role-ids                      prints both role ids, for the configuration of pdkeys
+#   ./setup.sh secret-id FILE                puts a wrapped secret id of the sidecar's role into FILE
+#   ./setup.sh epoch-secret-id FILE          the same of the epoch's role
 #
-# A secret id serves one login and lives ten minutes; a token lives at most 24 hours. So an agent on that host
-# puts a new one in place at least daily, and at once when the sidecar reports that its login was refused.
+# A secret id serves one login. That of the sidecar lives ten minutes, its wrapping two; a token lives at most
+# 24 hours. So an agent on the sidecar's host puts a new one in place at least daily, and at once when the sidecar
+# reports that its login was refused. That of the epoch, and its wrapping, live a day, since nobody knows the minute at
+# which an epoch begins: the agent puts a new one in place daily.
 #
-# Names may be changed: MOUNT (transit), KEY (pdvault), ROLE (pdvault-sidecar), CIDR (the sidecar's addresses,
-# unset: any), VAULT (vault; "bao" for OpenBao).
+# Names may be changed: MOUNT (transit), KEY (pdvault), ROLE (pdvault-sidecar), EPOCH_ROLE (pdvault-epoch), CIDR (the
+# sidecar's addresses, unset: any), VAULT (vault; "bao" for OpenBao).
 set -eu
 
 MOUNT=${MOUNT:-transit}
 KEY=${KEY:-pdvault}
 ROLE=${ROLE:-pdvault-sidecar}
+EPOCH_ROLE=${EPOCH_ROLE:-pdvault-epoch}
 CIDR=${CIDR:-}
 VAULT=${VAULT:-vault}
 here=$(cd "$(dirname "$0")" && pwd)
 
-case "$MOUNT$KEY$ROLE" in
+usage() {
+	echo "usage: setup.sh [role-ids | secret-id FILE | epoch-secret-id FILE]" >&2
+	exit 2
+}
+
+case "$MOUNT$KEY$ROLE$EPOCH_ROLE" in
 *[!A-Za-z0-9_-]*)
-	echo "setup.sh: MOUNT, KEY and ROLE take letters, digits, _ and - only" >&2
+	echo "setup.sh: MOUNT, KEY, ROLE and EPOCH_ROLE take letters, digits, _ and - only" >&2
 	exit 2
 	;;
+esac
+if [ "$ROLE" = "$EPOCH_ROLE" ]; then
+	echo "setup.sh: ROLE and EPOCH_ROLE must differ" >&2
+	exit 2
+fi
+
+deliver() { # deliver <role> <time to live of the wrapping> <file>: the file is complete or as it was
+	umask 077
+	"$VAULT" write -f -wrap-ttl="$2" -field=wrapping_token "auth/approle/role/$1/secret-id" >"$3.new"
+	mv "$3.new" "$3"
+}
+
+case "${1:-}" in
+"") [ $# -eq 0 ] || usage ;;
+role-ids)
+	[ $# -eq 1 ] || usage
+	for role in "$ROLE" "$EPOCH_ROLE"; do
+		echo "$role $("$VAULT" read -field=role_id "auth/approle/role/$role/role-id")"
+	done
+	exit
+	;;
+secret-id)
+	[ $# -eq 2 ] || usage
+	deliver "$ROLE" 120s "$2"
+	exit
+	;;
+epoch-secret-id)
+	[ $# -eq 2 ] || usage
+	deliver "$EPOCH_ROLE" 24h "$2"
+	exit
+	;;
+*) usage ;;
 esac
 
 has() { # has <list> <name>: whether the list of mounts knows the name
@@ -51,9 +93,19 @@ if [ "$("$VAULT" read -field=derived "$MOUNT/keys/$KEY")" != true ]; then
 fi
 "$VAULT" write "$MOUNT/keys/$KEY/config" deletion_allowed=false
 
-sed -e "s|\"transit/\([a-z]*\)/pdvault\"|\"$MOUNT/\1/$KEY\"|" "$here/sidecar.hcl" | "$VAULT" policy write "$ROLE" -
+policy() { # policy <file> <role>
+	sed -e "s|\"transit/\([a-z]*\)/pdvault\([/\"]\)|\"$MOUNT/\1/$KEY\2|" "$here/$1" | "$VAULT" policy write "$2" -
+}
 
-"$VAULT" write "auth/approle/role/$ROLE" \
-	token_policies="$ROLE" token_no_default_policy=true token_type=service \
-	token_ttl=20m token_max_ttl=24h token_bound_cidrs="$CIDR" \
-	secret_id_num_uses=1 secret_id_ttl=10m secret_id_bound_cidrs="$CIDR"
+policy sidecar.hcl "$ROLE"
+policy epoch.hcl "$EPOCH_ROLE"
+
+approle() { # approle <role> <time to live of a secret id>
+	"$VAULT" write "auth/approle/role/$1" \
+		token_policies="$1" token_no_default_policy=true token_type=service \
+		token_ttl=20m token_max_ttl=24h token_bound_cidrs="$CIDR" \
+		secret_id_num_uses=1 secret_id_ttl="$2" secret_id_bound_cidrs="$CIDR"
+}
+
+approle "$ROLE" 10m
+approle "$EPOCH_ROLE" 25h

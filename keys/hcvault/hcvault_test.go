@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -66,7 +64,8 @@ func setup(t testing.TB, set hcserver.Setup) (*hcserver.AppRole, hcvault.Config)
 		t.Fatal(err)
 	}
 	return role, hcvault.Config{Address: server.Address(), AllowHTTP: true, Key: role.Key, RoleID: role.RoleID,
-		SecretIDFile: role.SecretIDFile, Wrapped: set.Wrap, Logger: testLogger(t)}
+		SecretIDFile: role.SecretIDFile, Wrapped: set.Wrap, Logger: testLogger(t),
+		Epoch: hcvault.Role{RoleID: role.EpochRoleID, SecretIDFile: role.EpochSecretIDFile, Wrapped: set.Wrap}}
 }
 
 // testLogger writes to the test's log, and fails the test when a line shows a token.
@@ -168,6 +167,11 @@ func TestConformance(t *testing.T) {
 	_, cfg := setup(t, hcserver.Setup{})
 	k := mustOpen(t, cfg)
 	conformance.KEK(t, func(testing.TB) keyring.KEK { return k })
+	conformance.Epochs(t, func(t testing.TB) (keyring.KEK, keyring.Epochs) {
+		_, cfg := setup(t, hcserver.Setup{}) // a key of its own, since versions are counted
+		k := mustOpen(t, cfg)
+		return k, k.Epochs()
+	})
 }
 
 func TestKeyring(t *testing.T) {
@@ -192,19 +196,23 @@ func TestKeyThatIsNotDerived(t *testing.T) {
 func TestConfigRefused(t *testing.T) {
 	good := hcvault.Config{Address: "https://127.0.0.1:1", Key: "pdvault", RoleID: "r", SecretIDFile: "/nonexistent"}
 	for name, change := range map[string]func(*hcvault.Config){
-		"http":                        func(c *hcvault.Config) { c.Address = "http://127.0.0.1:8200" },
-		"http to elsewhere":           func(c *hcvault.Config) { c.Address, c.AllowHTTP = "http://192.0.2.1:8200", true },
-		"http to a name":              func(c *hcvault.Config) { c.Address, c.AllowHTTP = "http://localhost:8200", true },
-		"unix socket":                 func(c *hcvault.Config) { c.Address, c.AllowHTTP = "unix:///run/x", true },
-		"no address":                  func(c *hcvault.Config) { c.Address = "" },
-		"address with a path":         func(c *hcvault.Config) { c.Address = "https://127.0.0.1:1/v1" },
-		"address with a password":     func(c *hcvault.Config) { c.Address = "https://a:b@127.0.0.1:1" },
-		"no key":                      func(c *hcvault.Config) { c.Key = "" },
-		"key that leaves its path":    func(c *hcvault.Config) { c.Key = "../x" },
-		"key with a path":             func(c *hcvault.Config) { c.Key = "a/b" },
-		"mount that leaves its path":  func(c *hcvault.Config) { c.Mount = "transit/../sys" },
-		"no role id":                  func(c *hcvault.Config) { c.RoleID = "" },
-		"no file of the secret id":    func(c *hcvault.Config) { c.SecretIDFile = "" },
+		"http":                       func(c *hcvault.Config) { c.Address = "http://127.0.0.1:8200" },
+		"http to elsewhere":          func(c *hcvault.Config) { c.Address, c.AllowHTTP = "http://192.0.2.1:8200", true },
+		"http to a name":             func(c *hcvault.Config) { c.Address, c.AllowHTTP = "http://localhost:8200", true },
+		"unix socket":                func(c *hcvault.Config) { c.Address, c.AllowHTTP = "unix:///run/x", true },
+		"no address":                 func(c *hcvault.Config) { c.Address = "" },
+		"address with a path":        func(c *hcvault.Config) { c.Address = "https://127.0.0.1:1/v1" },
+		"address with a password":    func(c *hcvault.Config) { c.Address = "https://a:b@127.0.0.1:1" },
+		"no key":                     func(c *hcvault.Config) { c.Key = "" },
+		"key that leaves its path":   func(c *hcvault.Config) { c.Key = "../x" },
+		"key with a path":            func(c *hcvault.Config) { c.Key = "a/b" },
+		"mount that leaves its path": func(c *hcvault.Config) { c.Mount = "transit/../sys" },
+		"no role id":                 func(c *hcvault.Config) { c.RoleID = "" },
+		"no file of the secret id":   func(c *hcvault.Config) { c.SecretIDFile = "" },
+		"half an epoch's role":       func(c *hcvault.Config) { c.Epoch.RoleID = "e" },
+		"the sidecar's role for epochs": func(c *hcvault.Config) {
+			c.Epoch = hcvault.Role{RoleID: c.RoleID, SecretIDFile: "/nonexistent/other"}
+		},
 		"CA file without certificate": func(c *hcvault.Config) { c.CAFile = os.DevNull },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -595,46 +603,6 @@ func TestPolicyIsNarrow(t *testing.T) {
 		if got := fmt.Sprint(caps[p]); got != want {
 			t.Errorf("%s: %s, want %s", p, got, want)
 		}
-	}
-}
-
-// deploy/hcvault/setup.sh, run with the client commands of the same binary, gives what the sidecar needs.
-func TestSetupScript(t *testing.T) {
-	if server == nil {
-		t.Skip(hcserver.ErrNoBinary)
-	}
-	script := filepath.Join("..", "..", "deploy", "hcvault", "setup.sh")
-	run := func(env ...string) (string, error) {
-		cmd := exec.Command("/bin/sh", script)
-		cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT=" + server.Binary(),
-			"VAULT_ADDR=" + server.Address(), "VAULT_TOKEN=" + server.RootToken()}, env...)
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
-	for range 2 { // it may be run again
-		if out, err := run("KEY=scripted", "ROLE=scripted-sidecar", "MOUNT=transit"); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
-	role := &hcserver.AppRole{Key: "scripted", Role: "scripted-sidecar", SecretIDFile: filepath.Join(t.TempDir(), "secret-id")}
-	var id struct {
-		RoleID string `json:"role_id"`
-	}
-	admin(t, "GET", "auth/approle/role/scripted-sidecar/role-id", nil, &id)
-	if err := server.NewSecretID(context.Background(), role, true); err != nil {
-		t.Fatal(err)
-	}
-	k := mustOpen(t, hcvault.Config{Address: server.Address(), AllowHTTP: true, Key: "scripted", RoleID: id.RoleID,
-		SecretIDFile: role.SecretIDFile, Wrapped: true, Logger: testLogger(t)})
-	ring, err := keyring.Create(context.Background(), keyring.Config{Instance: "test", KEK: k, Store: memkv.New()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = ring.Close()
-
-	admin(t, "POST", "transit/keys/plain", map[string]any{"type": "aes256-gcm96", "derived": false}, nil)
-	if out, err := run("KEY=plain"); err == nil || !strings.Contains(out, "not derived") {
-		t.Errorf("a key that is not derived passed: %v\n%s", err, out)
 	}
 }
 

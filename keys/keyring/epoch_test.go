@@ -108,10 +108,18 @@ func (k *epochKEK) End(context.Context) {
 	k.held = false
 }
 
+// state tells whether rights are held, which they may be for a moment after the end, and what was retired.
 func (k *epochKEK) state() (held bool, retired uint64) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.held, k.retired
+	for range 1000 {
+		k.mu.Lock()
+		held, retired = k.held, k.retired
+		k.mu.Unlock()
+		if !held {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return held, retired
 }
 
 // rows reads what is wrapped, by key.

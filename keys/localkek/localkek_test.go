@@ -36,6 +36,10 @@ func mustOpen(t testing.TB, path string) *localkek.KEK {
 
 func TestConformance(t *testing.T) {
 	conformance.KEK(t, func(t testing.TB) keyring.KEK { return mustOpen(t, mustCreate(t)) })
+	conformance.Epochs(t, func(t testing.TB) (keyring.KEK, keyring.Epochs) {
+		k := mustOpen(t, mustCreate(t))
+		return k, k
+	})
 }
 
 func TestCreate(t *testing.T) {

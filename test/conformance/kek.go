@@ -63,6 +63,16 @@ func (k *testedKEK) mustWrap(context, data string) keyring.KEKItem {
 	return keyring.KEKItem{Context: []byte(context), Data: r.Data}
 }
 
+// mustRewrap returns item wrapped again.
+func (k *testedKEK) mustRewrap(item keyring.KEKItem) keyring.KEKItem {
+	k.t.Helper()
+	r := k.call(k.Rewrap, item)[0]
+	if r.Err != nil {
+		k.t.Fatalf("wrapping again: %v", r.Err)
+	}
+	return keyring.KEKItem{Context: item.Context, Data: r.Data}
+}
+
 func (k *testedKEK) wantUnwrapped(item keyring.KEKItem, want string) {
 	k.t.Helper()
 	r := k.call(k.Unwrap, item)[0]
@@ -170,12 +180,73 @@ var kekCases = []kekCase{
 	{"A batch may be empty", func(t *testing.T, k *testedKEK) {
 		k.call(k.Wrap)
 		k.call(k.Unwrap)
+		k.call(k.Rewrap)
+	}},
+	{"Rewrap wraps again under the same context", func(t *testing.T, k *testedKEK) {
+		item := k.mustWrap("a", "data")
+		again := k.mustRewrap(item)
+		if bytes.Equal(again.Data, item.Data) {
+			t.Error("it gave back what it was given")
+		}
+		k.wantUnwrapped(again, "data")
+		k.wantUnwrapped(item, "data")
+		k.wantUnwrapError(keyring.KEKItem{Context: []byte("b"), Data: again.Data}, keys.ErrTampered)
+		if bytes.Contains(again.Data, []byte("data")) {
+			t.Error("the plaintext stands in it")
+		}
+	}},
+	{"An item of Rewrap fails as in Unwrap, and does not harm the others", func(t *testing.T, k *testedKEK) {
+		item := k.mustWrap("a", "data")
+		before := bytes.Clone(item.Data)
+		changed := bytes.Clone(item.Data)
+		changed[len(changed)-3] ^= 1
+		r := k.call(k.Rewrap, item, keyring.KEKItem{Context: []byte("b"), Data: item.Data}, kekItem("a", "junk"), kekItem("a", ""),
+			keyring.KEKItem{Context: []byte("a"), Data: changed}, keyring.KEKItem{Data: item.Data}, item)
+		for i, want := range []error{nil, keys.ErrTampered, keys.ErrTampered, keys.ErrTampered, keys.ErrTampered, keys.ErrInvalid, nil} {
+			if !errors.Is(r[i].Err, want) {
+				t.Errorf("item %d gave error %v, want %v", i, r[i].Err, want)
+			}
+		}
+		if !bytes.Equal(item.Data, before) {
+			t.Error("it changed its item")
+		}
+	}},
+	{"Rewrap keeps the order of items", func(t *testing.T, k *testedKEK) {
+		items := make([]keyring.KEKItem, 1_000)
+		for i := range items {
+			items[i] = keyring.KEKItem{Context: binary.BigEndian.AppendUint32(nil, uint32(i%7)), Data: fmt.Append(nil, "item ", i)}
+		}
+		wrapped := k.call(k.Wrap, items...)
+		again := make([]keyring.KEKItem, len(items))
+		for i, r := range wrapped {
+			again[i] = keyring.KEKItem{Context: items[i].Context, Data: r.Data}
+		}
+		for i, r := range k.call(k.Rewrap, again...) {
+			again[i].Data = r.Data
+		}
+		for i, r := range k.call(k.Unwrap, again...) {
+			if r.Err != nil || !bytes.Equal(r.Data, items[i].Data) {
+				t.Fatalf("item %d came back as another, or not: %v", i, r.Err)
+			}
+		}
+	}},
+	{"Version tells the version from the form alone, or fails with ErrTampered", func(t *testing.T, k *testedKEK) {
+		item := k.mustWrap("a", "data")
+		version, err := k.Version(item.Data)
+		if err != nil || version == 0 {
+			t.Errorf("version is %d, %v", version, err)
+		}
+		for _, data := range []string{"", "x", "vault:v0:AAAA", "vault:v:AAAA", "vault:v1", "\x01\x00\x00\x00\x00" + strings.Repeat("x", 40)} {
+			if version, err := k.Version([]byte(data)); !errors.Is(err, keys.ErrTampered) || version != 0 {
+				t.Errorf("%q gave version %d, %v", data, version, err)
+			}
+		}
 	}},
 	{"Calls return soon after ctx ends, with ErrUnavailable", func(t *testing.T, k *testedKEK) {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		start := time.Now()
-		for name, call := range map[string]func(context.Context, []keyring.KEKItem) ([]keyring.KEKResult, error){"Wrap": k.Wrap, "Unwrap": k.Unwrap} {
+		for name, call := range map[string]func(context.Context, []keyring.KEKItem) ([]keyring.KEKResult, error){"Wrap": k.Wrap, "Unwrap": k.Unwrap, "Rewrap": k.Rewrap} {
 			if _, err := call(ctx, []keyring.KEKItem{kekItem("a", "data")}); !errors.Is(err, keys.ErrUnavailable) {
 				t.Errorf("%s gave error %v", name, err)
 			}

@@ -59,6 +59,7 @@ type Server struct {
 	addr, cluster string
 	unsealKey     string
 	root          string
+	setups        map[string]string // by key, the token that set it up
 	cmd           *exec.Cmd
 	exited        chan struct{}
 }
@@ -72,7 +73,7 @@ func Start(ctx context.Context, dir string) (*Server, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "raft"), 0o700); err != nil {
 		return nil, err
 	}
-	s := &Server{binary: binary, dir: dir}
+	s := &Server{binary: binary, dir: dir, setups: make(map[string]string)}
 	if s.addr, s.cluster, err = freePorts(); err != nil {
 		return nil, err
 	}
@@ -262,8 +263,18 @@ func (s *Server) Request(ctx context.Context, method, path string, body map[stri
 	return json.Unmarshal(answer.Data, out)
 }
 
-// call makes a request and decodes the whole answer into out.
+// call makes a request with the root token and decodes the whole answer into out.
 func (s *Server) call(ctx context.Context, method, path string, body map[string]any, out any) error {
+	return s.callAs(ctx, s.root, "", method, path, body, out)
+}
+
+// RequestAs makes a request with a token.
+func (s *Server) RequestAs(ctx context.Context, token, method, path string, body map[string]any) error {
+	return s.callAs(ctx, token, "", method, path, body, nil)
+}
+
+// callAs is call with another token. With wrapTTL the answer comes wrapped.
+func (s *Server) callAs(ctx context.Context, token, wrapTTL, method, path string, body map[string]any, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var reader io.Reader
@@ -279,8 +290,11 @@ func (s *Server) call(ctx context.Context, method, path string, body map[string]
 		return err
 	}
 	req.Header.Set("X-Vault-Request", "true")
-	if s.root != "" {
-		req.Header.Set("X-Vault-Token", s.root)
+	if token != "" {
+		req.Header.Set("X-Vault-Token", token)
+	}
+	if wrapTTL != "" {
+		req.Header.Set("X-Vault-Wrap-TTL", wrapTTL)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -311,16 +325,37 @@ type Setup struct {
 	NotDerived  bool          // a key that does not bind contexts, which the sidecar must refuse
 }
 
-// AppRole is what the sidecar logs in with.
+// AppRole is what the sidecar logs in with: all the time, and for epochs.
 type AppRole struct {
 	Key          string
 	Role         string
 	RoleID       string
 	SecretIDFile string
+
+	EpochRole         string
+	EpochRoleID       string
+	EpochSecretIDFile string
 }
 
-// SetupTransit makes the transit key, the policy and the AppRole, and puts a secret id into a file. It may
-// be called again for another key.
+// SetupToken makes a token that may do what deploy/hcvault/setup.hcl says, for a key and its roles, and nothing
+// else. It is what the root token is used for.
+func (s *Server) SetupToken(ctx context.Context, key string) (string, error) {
+	policy, err := PolicyFile("setup.hcl", key)
+	if err != nil {
+		return "", err
+	}
+	if err := s.call(ctx, "POST", "sys/policies/acl/"+key+"-setup", map[string]any{"policy": policy}, nil); err != nil {
+		return "", err
+	}
+	var auth struct {
+		Token string `json:"client_token"`
+	}
+	err = s.Request(ctx, "POST", "auth/token/create", map[string]any{"policies": []string{key + "-setup"}, "no_default_policy": true, "ttl": "1h"}, &auth)
+	return auth.Token, err
+}
+
+// SetupTransit makes the transit key, and for the sidecar's role and the epoch's a policy, an AppRole, and a secret
+// id in a file. All of it is done with a SetupToken. It may be called again for another key.
 func (s *Server) SetupTransit(ctx context.Context, set Setup) (*AppRole, error) {
 	if set.Key == "" {
 		set.Key = "pdvault"
@@ -331,17 +366,35 @@ func (s *Server) SetupTransit(ctx context.Context, set Setup) (*AppRole, error) 
 	if set.TokenMaxTTL == 0 {
 		set.TokenMaxTTL = 24 * time.Hour
 	}
-	role := &AppRole{Key: set.Key, Role: set.Key + "-sidecar", SecretIDFile: filepath.Join(s.dir, set.Key+"-secret-id")}
+	role := &AppRole{Key: set.Key,
+		Role: set.Key + "-sidecar", SecretIDFile: filepath.Join(s.dir, set.Key+"-secret-id"),
+		EpochRole: set.Key + "-epoch", EpochSecretIDFile: filepath.Join(s.dir, set.Key+"-epoch-secret-id")}
+	token, err := s.SetupToken(ctx, set.Key)
+	if err != nil {
+		return nil, err
+	}
+	s.setups[set.Key] = token
 	for _, mount := range []string{"sys/mounts/transit", "sys/auth/approle"} {
 		kind := filepath.Base(mount)
-		err := s.call(ctx, "POST", mount, map[string]any{"type": kind}, nil)
+		err := s.callAs(ctx, token, "", "POST", mount, map[string]any{"type": kind}, nil)
 		if err != nil && !strings.Contains(err.Error(), "path is already in use") {
 			return nil, err
 		}
 	}
-	policy, err := Policy(set.Key)
+	sidecar, err := PolicyFile("sidecar.hcl", set.Key)
 	if err != nil {
 		return nil, err
+	}
+	epoch, err := PolicyFile("epoch.hcl", set.Key)
+	if err != nil {
+		return nil, err
+	}
+	approle := func(name, secretTTL string) map[string]any {
+		return map[string]any{
+			"token_policies": name, "token_no_default_policy": true, "token_type": "service",
+			"token_ttl": set.TokenTTL.String(), "token_max_ttl": set.TokenMaxTTL.String(),
+			"secret_id_num_uses": set.SecretUses, "secret_id_ttl": secretTTL,
+		}
 	}
 	for _, step := range []struct {
 		path string
@@ -351,85 +404,121 @@ func (s *Server) SetupTransit(ctx context.Context, set Setup) (*AppRole, error) 
 		{"transit/keys/" + set.Key, map[string]any{"type": "aes256-gcm96", "derived": !set.NotDerived, "exportable": false,
 			"allow_plaintext_backup": false, "auto_rotate_period": 0}},
 		{"transit/keys/" + set.Key + "/config", map[string]any{"deletion_allowed": false}},
-		{"sys/policies/acl/" + role.Role, map[string]any{"policy": policy}},
-		{"auth/approle/role/" + role.Role, map[string]any{
-			"token_policies": role.Role, "token_no_default_policy": true, "token_type": "service",
-			"token_ttl": set.TokenTTL.String(), "token_max_ttl": set.TokenMaxTTL.String(),
-			"secret_id_num_uses": set.SecretUses, "secret_id_ttl": "10m",
-		}},
+		{"sys/policies/acl/" + role.Role, map[string]any{"policy": sidecar}},
+		{"sys/policies/acl/" + role.EpochRole, map[string]any{"policy": epoch}},
+		{"auth/approle/role/" + role.Role, approle(role.Role, "10m")},
+		{"auth/approle/role/" + role.EpochRole, approle(role.EpochRole, "25h")},
 	} {
-		if err := s.call(ctx, "POST", step.path, step.body, nil); err != nil {
+		if err := s.callAs(ctx, token, "", "POST", step.path, step.body, nil); err != nil {
 			return nil, err
 		}
 	}
-	var id struct {
-		RoleID string `json:"role_id"`
+	for name, id := range map[string]*string{role.Role: &role.RoleID, role.EpochRole: &role.EpochRoleID} {
+		var answer struct {
+			Data struct {
+				RoleID string `json:"role_id"`
+			}
+		}
+		if err := s.callAs(ctx, token, "", "GET", "auth/approle/role/"+name+"/role-id", nil, &answer); err != nil {
+			return nil, err
+		}
+		*id = answer.Data.RoleID
 	}
-	if err := s.Request(ctx, "GET", "auth/approle/role/"+role.Role+"/role-id", nil, &id); err != nil {
+	if err := s.NewSecretID(ctx, role, set.Wrap); err != nil {
 		return nil, err
 	}
-	role.RoleID = id.RoleID
-	return role, s.NewSecretID(ctx, role, set.Wrap)
+	return role, s.NewEpochSecretID(ctx, role, set.Wrap)
 }
 
 // NewSecretID puts a new secret id, or a wrapping token for one, into the file of role.
 func (s *Server) NewSecretID(ctx context.Context, role *AppRole, wrap bool) error {
+	return s.deliver(ctx, role.Key, role.Role, role.SecretIDFile, wrap)
+}
+
+// NewEpochSecretID is NewSecretID for the role of epochs.
+func (s *Server) NewEpochSecretID(ctx context.Context, role *AppRole, wrap bool) error {
+	return s.deliver(ctx, role.Key, role.EpochRole, role.EpochSecretIDFile, wrap)
+}
+
+// deliver gets a secret id, which comes out wrapped only.
+func (s *Server) deliver(ctx context.Context, key, role, file string, wrap bool) error {
+	token := s.setups[key]
+	if token == "" { // somebody else has set it up
+		token = s.root
+	}
 	var answer struct {
-		Data struct {
-			SecretID string `json:"secret_id"`
-		} `json:"data"`
 		WrapInfo struct {
 			Token string `json:"token"`
 		} `json:"wrap_info"`
 	}
-	path := "auth/approle/role/" + role.Role + "/secret-id"
-	if wrap {
-		// Over sys/wrapping, since the header for wrapping is not set by call.
-		if err := s.call(ctx, "POST", path, nil, &answer); err != nil {
+	if err := s.callAs(ctx, token, "120s", "POST", "auth/approle/role/"+role+"/secret-id", nil, &answer); err != nil {
+		return err
+	}
+	text := answer.WrapInfo.Token
+	if !wrap {
+		var unwrapped struct {
+			Data struct {
+				SecretID string `json:"secret_id"`
+			}
+		}
+		if err := s.callAs(ctx, text, "", "POST", "sys/wrapping/unwrap", nil, &unwrapped); err != nil {
 			return err
 		}
-		if err := s.wrap(ctx, map[string]any{"secret_id": answer.Data.SecretID}, &answer); err != nil {
-			return err
-		}
-		return os.WriteFile(role.SecretIDFile, []byte(answer.WrapInfo.Token+"\n"), 0o600)
+		text = unwrapped.Data.SecretID
 	}
-	if err := s.call(ctx, "POST", path, nil, &answer); err != nil {
-		return err
-	}
-	return os.WriteFile(role.SecretIDFile, []byte(answer.Data.SecretID+"\n"), 0o600)
-}
-
-func (s *Server) wrap(ctx context.Context, data map[string]any, out any) error {
-	b, err := json.Marshal(data)
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, "POST", s.Address()+"/v1/sys/wrapping/wrap", bytes.NewReader(b))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("X-Vault-Token", s.root)
-	req.Header.Set("X-Vault-Wrap-TTL", "120s")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("wrapping: status %d", resp.StatusCode)
-	}
-	return json.NewDecoder(resp.Body).Decode(out)
+	return os.WriteFile(file, []byte(text+"\n"), 0o600)
 }
 
 // Policy returns the text of deploy/hcvault/sidecar.hcl for a key.
-func Policy(key string) (string, error) {
+func Policy(key string) (string, error) { return PolicyFile("sidecar.hcl", key) }
+
+// PolicyFile returns the text of a policy of deploy/hcvault for a key, and for roles named after it.
+func PolicyFile(name, key string) (string, error) {
 	_, file, _, ok := runtime.Caller(0)
 	if !ok {
 		return "", errors.New("hcserver: the source tree is not known")
 	}
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(file), "..", "..", "..", "deploy", "hcvault", "sidecar.hcl"))
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(file), "..", "..", "..", "deploy", "hcvault", name))
 	if err != nil {
 		return "", err
 	}
-	return strings.ReplaceAll(string(text), "/pdvault\"", "/"+key+"\""), nil
+	return strings.NewReplacer(`/pdvault"`, "/"+key+`"`, "/pdvault/", "/"+key+"/", "/pdvault-", "/"+key+"-").Replace(string(text)), nil
 }
+
+// Snapshot is a copy of all that is stored, as an operator keeps it.
+func (s *Server) Snapshot(ctx context.Context) ([]byte, error) {
+	return s.raw(ctx, "GET", "sys/storage/raft/snapshot", nil)
+}
+
+// Restore puts a Snapshot back, and waits until the server is active again.
+func (s *Server) Restore(ctx context.Context, snapshot []byte) error {
+	if _, err := s.raw(ctx, "POST", "sys/storage/raft/snapshot-force", snapshot); err != nil {
+		return err
+	}
+	return s.until(ctx, "is active", func() bool {
+		return s.call(ctx, "GET", "sys/health", nil, nil) == nil && s.call(ctx, "GET", "sys/mounts", nil, nil) == nil
+	})
+}
+
+func (s *Server) raw(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, s.Address()+"/v1/"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("X-Vault-Token", s.root)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode >= 300 {
+		err = fmt.Errorf("%s %s: status %d", method, path, resp.StatusCode)
+	}
+	return text, err
+}
+
+// Hangup makes the server open its audit files anew.
+func (s *Server) Hangup() error { return s.cmd.Process.Signal(syscall.SIGHUP) }
