@@ -612,6 +612,39 @@ func TestWhatIsCommittedLateIsSealedAgain(t *testing.T) {
 	}
 }
 
+// The detail of a denied access that is committed after the subject's details were looked at is found before the key
+// that it is sealed under is dropped.
+func TestADetailThatIsCommittedDuringThePauseIsSealedAgain(t *testing.T) {
+	w, ring := newRotationWorld(t)
+	subject := w.mustCreate(someone)
+	var once sync.Once
+	resealed := make(chan struct{})
+	ended := make(chan struct{})
+	ring.after = func(call string) error {
+		switch call {
+		case "Reseal":
+			once.Do(func() { close(resealed) })
+		case "Prepare":
+			job := ring.start("all-subjects", uuid.Nil)
+			go func() {
+				defer close(ended)
+				w.finish(ring, job)
+			}()
+			<-resealed
+			time.Sleep(50 * time.Millisecond)
+		}
+		return nil
+	}
+	_, err := w.Read(t.Context(), access.ReadRequest{
+		Request: w.as("shop"), Subject: subject, Collection: "profile", Fields: []string{"email"}, Purpose: "newsletter", Justification: "because",
+	})
+	if !errors.Is(err, access.ErrDenied) {
+		t.Errorf("%v", err)
+	}
+	<-ended
+	w.checkKeys(ring, 1)
+}
+
 func TestADamagedCiphertextFailsTheRotationAndKeepsItsKeys(t *testing.T) {
 	w, ring := newRotationWorld(t)
 	subject, other := w.mustCreate(someone), w.mustCreate(`{"email":"other@example.org"}`)
