@@ -26,7 +26,7 @@ const idempotencyTTL = 24 * time.Hour
 // was asked for then cannot be compared with what is asked for now: the key is refused like one that comes with another
 // request, for neither a second effect nor the outcome of another request may come of it.
 type outcome struct {
-	Fingerprints []fingerprint `json:"f"`
+	Fingerprints []fingerprint `json:"f,omitempty"`
 	Subject      uuid.UUID     `json:"s"`
 	Consent      uuid.UUID     `json:"c,omitzero"`
 	Version      uint64        `json:"v,omitzero"`

@@ -199,13 +199,15 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Scopes that the rotator carries out, and those with entries of their own; states of a job.
+// Scopes that the rotator carries out or has entries of their own for; a phase and states of a job.
 const (
 	scopeKEK         = "kek"
 	scopeSubject     = "subject"
 	scopeAllSubjects = "all-subjects"
 	scopeIndex       = "index"
 	scopeLedger      = "ledger"
+
+	phaseBegin = "begin" // in which the sidecar prepares
 
 	jobRunning = "running"
 	jobDone    = "done"
@@ -261,6 +263,9 @@ func (r *Rotator) Step(ctx context.Context) error {
 
 // drive carries out a job of a scope of ours and returns it as it is in the end.
 func (r *Rotator) drive(ctx context.Context, job RotationJob) (RotationJob, error) {
+	if job.Phase == phaseBegin {
+		return job, nil // the sidecar has not made the key yet
+	}
 	progress := &progress{rotator: r, job: job, phase: job.Phase}
 	var err error
 	switch job.Scope {
@@ -337,28 +342,15 @@ func (p *progress) report(ctx context.Context) error {
 	return nil
 }
 
-// Epoch is the newest epoch in the ledger.
+// recordedEpoch is the newest epoch in the ledger.
 //
 // Stored as JSON under "ke", by the entry itself.
-type Epoch struct {
+type recordedEpoch struct {
 	Index   int64  `json:"index"`   // of the entry key.epoch
 	Version uint64 `json:"version"` // of the KEK
 }
 
-var epochKey = []byte("ke")
-
-// LoadEpoch returns the newest epoch; Version 0: there was none yet.
-func LoadEpoch(r kv.Reader) (Epoch, error) {
-	rows, err := r.Get(epochKey)
-	if err != nil || rows[0] == nil {
-		return Epoch{}, err
-	}
-	var e Epoch
-	if err := json.Unmarshal(rows[0], &e, json.RejectUnknownMembers(true)); err != nil {
-		return Epoch{}, wrapf(ErrIntegrity, "row of the newest epoch")
-	}
-	return e, nil
-}
+var newestEpochKey = []byte("ke")
 
 // recordedKey is the row that names the entry with the evidence of a job: "mj" ‖ job id, so that a job is recorded
 // once, however often its recording is interrupted.
@@ -379,15 +371,17 @@ func (r *Rotator) record(ctx context.Context, job RotationJob) error {
 
 func (r *Rotator) recordOnce(ctx context.Context, job RotationJob) (int64, error) {
 	var recorded, epochRow []byte
-	var epoch Epoch
+	var epoch recordedEpoch // Version 0: there was none yet
 	err := r.broker.store.View(ctx, func(reader kv.Reader) error {
-		rows, err := reader.Get(recordedKey(job.ID), epochKey)
+		rows, err := reader.Get(recordedKey(job.ID), newestEpochKey)
 		if err != nil {
 			return err
 		}
 		recorded, epochRow = rows[0], rows[1]
-		epoch, err = LoadEpoch(reader)
-		return err
+		if epochRow != nil && json.Unmarshal(epochRow, &epoch, json.RejectUnknownMembers(true)) != nil {
+			return wrapf(ErrIntegrity, "row of the newest epoch")
+		}
+		return nil
 	})
 	if err != nil {
 		return 0, err
@@ -409,17 +403,17 @@ func (r *Rotator) recordOnce(ctx context.Context, job RotationJob) (int64, error
 	receipt, err := r.broker.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
 		var change kv.Change
 		change.Expect(recordedKey(job.ID), nil, errAgain)
-		change.Set(recordedKey(job.ID), encodeRow(at.Index))
+		change.Set(recordedKey(job.ID), rotationRow(at.Index))
 		if job.Scope == scopeKEK && job.Target >= epoch.Version {
-			change.Expect(epochKey, epochRow, errAgain)
-			change.Set(epochKey, encodeRow(Epoch{Index: at.Index, Version: job.Target}))
+			change.Expect(newestEpochKey, epochRow, errAgain)
+			change.Set(newestEpochKey, rotationRow(recordedEpoch{Index: at.Index, Version: job.Target}))
 		}
 		return change
 	})
 	return receipt.Index, r.broker.mapAppend(ctx, err)
 }
 
-func encodeRow(v any) []byte {
+func rotationRow(v any) []byte {
 	row, err := json.Marshal(v)
 	if err != nil {
 		panic("access: row cannot be encoded: " + err.Error()) // plain structs: a bug here, not input
