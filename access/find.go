@@ -3,7 +3,6 @@ package access
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
@@ -122,7 +121,6 @@ func (b *Broker) recordLookup(ctx context.Context, q LookupRequest, s seen, d po
 	entry.Purpose, entry.Ground, entry.Evidence = q.Purpose, d.Ground, d.Evidence
 	entry.Policy, entry.Decision, entry.Rules = s.policy.Version, verify.Allow, d.Rules
 	var sealed []byte
-	begun := time.Now()
 	if s.subject != nil {
 		salted, commit := newDetail(q.Request, q.Reference, q.Justification).encode()
 		ref, sealedDetail, err := b.ref(ctx, s.subject.ID, salted)
@@ -131,7 +129,7 @@ func (b *Broker) recordLookup(ctx context.Context, q LookupRequest, s seen, d po
 		}
 		entry.SubjectRef, entry.DetailCommit, sealed = encodeRef(ref[:]), commit, sealedDetail
 	}
-	receipt, err := b.append(ctx, entry, s, begun, sealed)
+	receipt, err := b.append(ctx, entry, s, sealed)
 	return receipt.Index, err
 }
 

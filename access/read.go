@@ -6,7 +6,6 @@ import (
 	"errors"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
@@ -227,7 +226,6 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 		return nil, ErrBatchTooLarge
 	}
 	salted, commit := text.encode()
-	begun := time.Now()
 	ref, sealed, err := b.ref(ctx, q.Subject, salted)
 	if err != nil {
 		return nil, err
@@ -239,7 +237,7 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 	entry.Policy, entry.Sidecar = p.Version, b.sidecar
 	entry.Decision, entry.Rules, entry.DetailCommit = verify.Allow, d.Rules, commit
 	state.until = d.Until
-	receipt, err := b.append(ctx, entry, state, begun, sealed)
+	receipt, err := b.append(ctx, entry, state, sealed)
 	if err != nil {
 		return nil, err
 	}

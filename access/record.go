@@ -81,6 +81,7 @@ func detailKey(index int64) []byte {
 type seen struct {
 	policy   *published
 	until    time.Time      // when what was decided ends; zero: it has no end
+	sealed   time.Time      // when sealing the detail was begun; zero: the subject's head is a condition, or there is none
 	subject  *vault.Subject // nil when the decision did not look at it
 	consents *consent.List  // nil when the decision did not look at them
 }
@@ -108,14 +109,15 @@ func (b *Broker) expectFresh(change *kv.Change, begun time.Time) {
 	}
 }
 
-// append puts an access entry into the ledger on the condition that what was seen still holds. begun is when
-// sealing the detail was begun.
-func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, begun time.Time, sealedDetail []byte) (ledger.Receipt, error) {
+// append puts an access entry into the ledger on the condition that what was seen still holds.
+func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, sealedDetail []byte) (ledger.Receipt, error) {
 	receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
 		var change kv.Change
 		s.expect(&change, at.Time)
 		if sealedDetail != nil {
-			b.expectFresh(&change, begun)
+			if !s.sealed.IsZero() {
+				b.expectFresh(&change, s.sealed)
+			}
 			change.Set(detailKey(at.Index), sealedDetail)
 		}
 		return change
@@ -203,12 +205,12 @@ func (b *Broker) appendDenial(ctx context.Context, p *published, entry verify.En
 		if sealed != nil {
 			named.DetailCommit = commit
 		}
-		receipt, err := b.append(ctx, named, seen{policy: p, subject: about}, begun, sealed)
+		receipt, err := b.append(ctx, named, seen{policy: p, subject: about, sealed: begun}, sealed)
 		if !errors.Is(err, errAgain) || b.current.Load() != p {
 			return receipt, err
 		}
 	}
-	return b.append(ctx, entry, seen{policy: p}, time.Time{}, nil)
+	return b.append(ctx, entry, seen{policy: p}, nil)
 }
 
 // recordFailure appends that the allowed access at index was not served. It outlives the request.

@@ -199,13 +199,15 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Scopes that the rotator carries out, and those with entries of their own; states of a job.
+// Scopes that the rotator carries out or has entries of their own for; a phase and states of a job.
 const (
 	scopeKEK         = "kek"
 	scopeSubject     = "subject"
 	scopeAllSubjects = "all-subjects"
 	scopeIndex       = "index"
 	scopeLedger      = "ledger"
+
+	phaseBegin = "begin" // in which the sidecar prepares
 
 	jobRunning = "running"
 	jobDone    = "done"
@@ -261,6 +263,9 @@ func (r *Rotator) Step(ctx context.Context) error {
 
 // drive carries out a job of a scope of ours and returns it as it is in the end.
 func (r *Rotator) drive(ctx context.Context, job RotationJob) (RotationJob, error) {
+	if job.Phase == phaseBegin {
+		return job, nil // the sidecar has not made the key yet
+	}
 	progress := &progress{rotator: r, job: job, phase: job.Phase}
 	var err error
 	switch job.Scope {
@@ -384,7 +389,7 @@ func (r *Rotator) record(ctx context.Context, job RotationJob) error {
 
 func (r *Rotator) recordOnce(ctx context.Context, job RotationJob) (int64, error) {
 	var recorded, epochRow []byte
-	var epoch Epoch
+	var epoch Epoch // Version 0: there was none yet
 	err := r.broker.store.View(ctx, func(reader kv.Reader) error {
 		rows, err := reader.Get(recordedKey(job.ID), epochKey)
 		if err != nil {

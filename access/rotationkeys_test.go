@@ -379,8 +379,11 @@ func (k *ringKeys) job(id string) access.RotationJob {
 	return access.RotationJob{}
 }
 
-func (k *ringKeys) destroy(subject uuid.UUID) {
+// Destroy destroys a bundle, on whatever proof.
+func (k *ringKeys) Destroy(_ context.Context, _ int64, _ []byte, subject uuid.UUID) (access.Destroyed, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	already := k.bundles[subject].destroyed
 	k.bundles[subject].destroyed = true
+	return access.Destroyed{Generation: 1, KEKVersion: 1, Already: already}, nil
 }

@@ -47,6 +47,12 @@ func TestCheckpointsOfAnOverlapVerifyByEitherKey(t *testing.T) {
 				t.Errorf("%s, by the %s key: %v", tt.name, by.name, err)
 			}
 		}
+		if _, _, err := verify.OpenCheckpoint(tt.note, origin, verify.AnyKey(newer.ledger, older.ledger)); err != nil {
+			t.Errorf("%s, by any key: %v", tt.name, err)
+		}
+		if _, _, err := verify.OpenCheckpoint(tt.note, origin, verify.AnyKey(newKeys(t).ledger, older.witness), newer.witness); err == nil {
+			t.Errorf("%s, by keys of others", tt.name)
+		}
 	}
 	if err := l.AddSigner(ledger.Key{Signer: older.signer, Verifier: newer.ledger}); err == nil {
 		t.Error("halves of two keys are a key")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -13,15 +14,15 @@ import (
 
 // keyFlags are the public keys and the quorum that verifications share.
 type keyFlags struct {
-	ledger    string
+	ledger    []string
 	witnesses []string
 	quorum    int
 }
 
 func (k *keyFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&k.ledger, "ledger-key", "", "public key of the ledger (name+hash+key), or a file that holds it")
-	// An array and not a slice: keys are base64 and names may hold commas.
+	// Arrays and not slices: keys are base64 and names may hold commas.
+	f.StringArrayVar(&k.ledger, "ledger-key", nil, "public key of the ledger (name+hash+key), or a file that holds it; may be repeated when it was replaced")
 	f.StringArrayVar(&k.witnesses, "witness-key", nil, "public key of a witness, or a file that holds it; may be repeated")
 	f.IntVar(&k.quorum, "quorum", -1, "how many of the witnesses must have cosigned (default: all that are given)")
 	cobra.CheckErr(cmd.MarkFlagRequired("ledger-key"))
@@ -36,16 +37,26 @@ type keyring struct {
 
 func (k *keyFlags) load() (keyring, error) {
 	var ring keyring
-	text, err := keyText(k.ledger)
-	if err != nil {
-		return keyring{}, err
+	var ledger []note.Verifier
+	for _, arg := range k.ledger {
+		text, err := keyText(arg)
+		if err != nil {
+			return keyring{}, err
+		}
+		v, err := note.NewVerifier(text)
+		if err != nil {
+			return keyring{}, fmt.Errorf("--ledger-key: %w", err)
+		}
+		ledger = append(ledger, v)
 	}
-	if ring.ledger, err = note.NewVerifier(text); err != nil {
-		return keyring{}, fmt.Errorf("--ledger-key: %w", err)
+	if len(ledger) == 0 {
+		return keyring{}, errors.New("--ledger-key is required")
 	}
+	ring.ledger = verify.AnyKey(ledger[0], ledger[1:]...)
 	seen := make(map[string]bool)
 	for _, w := range k.witnesses {
-		if text, err = keyText(w); err != nil {
+		text, err := keyText(w)
+		if err != nil {
 			return keyring{}, err
 		}
 		v, err := verify.NewCosignatureVerifier(text)

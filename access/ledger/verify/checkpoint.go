@@ -85,7 +85,11 @@ func OpenCheckpoint(signed []byte, origin string, ledger note.Verifier, witnesse
 	if ledger == nil {
 		return Checkpoint{}, nil, fmt.Errorf("%w: no ledger key to check it with", ErrSignature)
 	}
-	n, err := note.Open(signed, verifierList(ledger, witnesses))
+	keys := []note.Verifier{ledger}
+	if any, ok := ledger.(anyKey); ok {
+		keys = any.keys
+	}
+	n, err := note.Open(signed, verifierList(keys, witnesses))
 	var invalid *note.InvalidSignatureError
 	var unverified *note.UnverifiedNoteError
 	switch {
@@ -94,7 +98,7 @@ func OpenCheckpoint(signed []byte, origin string, ledger note.Verifier, witnesse
 	case err != nil:
 		return Checkpoint{}, nil, fmt.Errorf("%w: %w", ErrCheckpoint, err)
 	}
-	if !signedBy(n, ledger) {
+	if !slices.ContainsFunc(keys, func(k note.Verifier) bool { return signedBy(n, k) }) {
 		return Checkpoint{}, nil, fmt.Errorf("%w: not signed by the ledger key", ErrSignature)
 	}
 	c, err := ParseCheckpoint([]byte(n.Text))
@@ -107,10 +111,22 @@ func OpenCheckpoint(signed []byte, origin string, ledger note.Verifier, witnesse
 	return c, n, nil
 }
 
+// AnyKey returns the keys of one ledger, the newest first, as what OpenCheckpoint takes for the ledger key: the
+// signature of any one of them is enough. A ledger whose key was replaced has checkpoints of each.
+func AnyKey(newest note.Verifier, older ...note.Verifier) note.Verifier {
+	return anyKey{newest, append([]note.Verifier{newest}, older...)}
+}
+
+// anyKey is the newest key to who does not know better.
+type anyKey struct {
+	note.Verifier
+	keys []note.Verifier
+}
+
 // verifierList makes a list of the keys, each once: twice the same would count as ambiguous.
-func verifierList(ledger note.Verifier, witnesses []note.Verifier) note.Verifiers {
-	keys := []note.Verifier{ledger}
-	for _, w := range witnesses {
+func verifierList(ledger, witnesses []note.Verifier) note.Verifiers {
+	var keys []note.Verifier
+	for _, w := range slices.Concat(ledger, witnesses) {
 		same := func(k note.Verifier) bool { return k.Name() == w.Name() && k.KeyHash() == w.KeyHash() }
 		if !slices.ContainsFunc(keys, same) {
 			keys = append(keys, w)
