@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -582,14 +583,14 @@ func TestABackupEndsWithItsClient(t *testing.T) {
 		t.Errorf("ended: %v", err)
 	}
 	inside, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
 	done := make(chan error, 1)
 	go func() {
 		done <- i.Backup(t.Context(), writerFunc(func(b []byte) (int, error) {
-			if inside != nil {
+			once.Do(func() {
 				close(inside)
-				inside = nil
 				<-release
-			}
+			})
 			return len(b), nil
 		}))
 	}()
