@@ -97,7 +97,8 @@ type Store struct {
 	seq     uint64 // the last commit that is in rows
 	open    map[*reader]struct{}
 	cache   rowCache
-	pending []*commit     // in rows, not yet applied to HashiCorp Vault
+	pending []*commit     // in rows, not yet taken by the applier
+	backlog int           // writes that are in rows and not yet applied
 	applied uint64        // all commits up to this one are
 	moved   chan struct{} // closed when applied changes or the store fails
 

@@ -3,6 +3,8 @@ package hcvault
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,12 +16,14 @@ const (
 	minApplyPause = 100 * time.Millisecond // after a failure
 	maxApplyPause = 2 * time.Second
 	applyTries    = 4
+	maxBatch      = 1_000 // writes, unless a single commit has more
 )
 
 // applier carries commits over to the rows. What queued while it was at work is its next batch, of which it
 // writes each row once.
 type applier struct {
 	wake chan struct{} // capacity 1
+	done atomic.Uint64 // rows written so far, to see whether it gets on
 }
 
 // change is what a batch of commits does to one row.
@@ -32,10 +36,7 @@ type change struct {
 func (s *Store) applyLoop() {
 	pause := minApplyPause
 	for {
-		s.mu.Lock()
-		batch := s.pending
-		s.pending = nil
-		s.mu.Unlock()
+		batch := s.nextBatch()
 		if len(batch) == 0 {
 			select {
 			case <-s.applies.wake:
@@ -69,6 +70,22 @@ func (s *Store) applyLoop() {
 	}
 }
 
+// nextBatch takes commits off pending.
+func (s *Store) nextBatch() []*commit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, writes := 0, 0
+	for n < len(s.pending) {
+		if writes += len(s.pending[n].writes); n > 0 && writes > maxBatch {
+			break
+		}
+		n++
+	}
+	batch := slices.Clone(s.pending[:n])
+	s.pending = slices.Delete(s.pending, 0, n)
+	return batch
+}
+
 // merge makes one change per row of the writes of a batch, which is in the order of commits.
 func merge(batch []*commit) []*change {
 	var changes []*change
@@ -97,9 +114,12 @@ func (s *Store) apply(batch []*commit, changes []*change) error {
 	for _, ch := range changes {
 		if !ch.done {
 			g.Go(func() error {
-				err := s.applyRow(ch)
-				ch.done = err == nil
-				return err
+				if err := s.applyRow(ch); err != nil {
+					return err
+				}
+				ch.done = true
+				s.applies.done.Add(1)
+				return nil
 			})
 		}
 	}
@@ -121,6 +141,10 @@ func (s *Store) apply(batch []*commit, changes []*change) error {
 		if ch.is != nil && !ch.is.old {
 			s.cache.add(ch.is)
 		}
+	}
+	for _, c := range batch {
+		s.backlog -= len(c.writes)
+		c.writes = nil
 	}
 	s.applied = batch[len(batch)-1].Seq
 	s.signal()

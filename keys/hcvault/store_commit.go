@@ -17,7 +17,8 @@ import (
 const (
 	maxGroup    = 256             // transactions in one commit
 	commitTries = 3               // of a write whose outcome is not known, before it is left in doubt
-	spaceWait   = 5 * time.Second // for the ring to have a free place
+	maxBacklog  = 4_000           // writes that are not applied yet, beyond which commits wait
+	stalledWait = 5 * time.Second // without any progress of the applier; then commits are refused
 )
 
 // committer gathers transactions: what queued while the last commit was on its way is the next one. A
@@ -112,11 +113,12 @@ func (s *Store) commitLoop() {
 			return
 		}
 		for {
+			err := s.awaitRoom() // before any commit begins, so that whoever waits can still leave
 			group := s.commits.take()
 			if len(group) == 0 {
 				break
 			}
-			s.commitGroup(group)
+			s.commitGroup(group, err)
 		}
 	}
 }
@@ -137,9 +139,42 @@ func (c *committer) take() []*proposal {
 	return group
 }
 
-// commitGroup gives each proposal its outcome.
-func (s *Store) commitGroup(group []*proposal) {
-	c, err := s.prepare(group)
+// awaitRoom waits until the ring has a free place and the applier is not too far behind. It gives up when
+// that one does not get on.
+func (s *Store) awaitRoom() error {
+	done, since := s.applies.done.Load(), time.Now()
+	for {
+		s.mu.Lock()
+		room := s.seq+2 <= s.applied+ringSize && s.backlog < maxBacklog // settle may take a place besides
+		moved := s.moved
+		s.mu.Unlock()
+		if room {
+			return nil
+		}
+		if err := s.usable(); err != nil {
+			return err
+		}
+		if now := s.applies.done.Load(); now != done {
+			done, since = now, time.Now()
+		}
+		if time.Since(since) > stalledWait {
+			return fmt.Errorf("HashiCorp Vault does not take the rows of earlier commits: %w", keys.ErrUnavailable)
+		}
+		select {
+		case <-moved:
+		case <-time.After(100 * time.Millisecond):
+		case <-s.ctx.Done():
+			return fmt.Errorf("key store is closing: %w", keys.ErrUnavailable)
+		}
+	}
+}
+
+// commitGroup gives each proposal its outcome; err is why there can be no commit.
+func (s *Store) commitGroup(group []*proposal, err error) {
+	var c *commit
+	if err == nil {
+		c, err = s.prepare(group)
+	}
 	if err == nil {
 		if len(c.group) == 0 {
 			return
@@ -199,18 +234,8 @@ func (s *Store) prepare(group []*proposal) (*commit, error) {
 }
 
 // write makes c durable: nil means that it is. Otherwise it is not, or it is in doubt, in which case the next
-// commit settles that first.
+// commit settles that first. awaitRoom has seen that its place is free.
 func (s *Store) write(c *commit) error {
-	if c.Seq > ringSize {
-		ctx, cancel := context.WithTimeout(s.ctx, spaceWait)
-		defer cancel()
-		if !s.awaitApplied(ctx, c.Seq-ringSize) {
-			return fmt.Errorf("the log is full, HashiCorp Vault does not take the rows: %w", keys.ErrUnavailable)
-		}
-		if err := s.usable(); err != nil {
-			return err
-		}
-	}
 	full := c.record
 	if len(full.Tx) > maxPart {
 		for part := range slices.Chunk(full.Tx, maxPart) {
@@ -369,6 +394,7 @@ func (s *Store) publish(c *commit) {
 	}
 	c.Tx = nil
 	s.pending = append(s.pending, c)
+	s.backlog += len(c.writes)
 	s.mu.Unlock()
 	signal(s.applies.wake)
 	for _, p := range c.group {

@@ -26,19 +26,11 @@ func (s *Store) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	changes := merge(commits)
-	for _, ch := range changes {
-		ch.seq = 0 // nothing is known of what the rows hold
-	}
 	head := commits[len(commits)-1]
 	s.seq = head.Seq
-	for try := 0; ; try++ {
-		if err = s.apply(commits, changes); err == nil {
-			break
-		}
-		if try == commitTries || !errors.Is(err, keys.ErrUnavailable) || ctx.Err() != nil {
-			return err
-		}
+	changes, err := s.carryOver(ctx, commits)
+	if err != nil {
+		return err
 	}
 	parts, err := s.secrets.list(ctx, "parts/")
 	if err != nil {
@@ -113,11 +105,28 @@ func (s *Store) makeRoom(ctx context.Context, ring []placed) error {
 	if err != nil {
 		return err
 	}
+	_, err = s.carryOver(ctx, commits)
+	return err
+}
+
+// carryOver applies what an earlier process has committed.
+func (s *Store) carryOver(ctx context.Context, commits []*commit) ([]*change, error) {
 	changes := merge(commits)
 	for _, ch := range changes {
-		ch.seq = 0
+		ch.seq = 0 // nothing is known of what the rows hold
 	}
-	return s.apply(commits, changes)
+	for _, c := range commits {
+		s.backlog += len(c.writes)
+	}
+	for try := 0; ; try++ {
+		err := s.apply(commits, changes)
+		if err == nil {
+			return changes, nil
+		}
+		if try == commitTries || !errors.Is(err, keys.ErrUnavailable) || ctx.Err() != nil {
+			return nil, err
+		}
+	}
 }
 
 // readRing returns the records of the ring by their sequence numbers, and remembers their versions.
