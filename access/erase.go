@@ -66,7 +66,7 @@ var errFinished = errors.New("access: erasure is finished already")
 // Possible errors: *DeniedError, *FieldError, ErrNotFound also for a subject that was erased before, ErrBusy,
 // ErrIntegrity, *PendingErasureError when the data is gone and the erasure on record, but the key could not yet
 // be destroyed (asking again goes on with it, and so does FinishErasures); and the errors of ledger and
-// sidecar, after which nothing was erased.
+// sidecar, after which nothing was erased, but for ledger.ErrUnavailable, which leaves that open.
 func (b *Broker) Erase(ctx context.Context, q EraseRequest) (erasure.Certificate, error) {
 	pending, err := again(func() (*pendingErasure, error) { return b.erase(ctx, q) })
 	if err != nil {
