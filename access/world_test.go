@@ -32,6 +32,7 @@ type world struct {
 	t       *testing.T
 	store   *faultyStore
 	ledger  *ledger.Ledger
+	key     note.Verifier // of the ledger
 	sidecar *sidecartest.World
 	config  access.Config
 	clock   *atomic.Int64 // seconds that the broker's clock is ahead
@@ -93,6 +94,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.key = verifier
 	w.ledger, err = ledger.Create(t.Context(), ledger.Config{Store: w.store, Origin: origin, Signer: signer, Verifier: verifier})
 	if err != nil {
 		t.Fatal(err)

@@ -385,7 +385,7 @@ func TestErasureUnindexes(t *testing.T) {
 	must(t, err)
 	p, err := l.Query(t.Context(), ledger.Filter{SubjectRef: ref(1)})
 	must(t, err)
-	if len(p.Records) != 1 || p.Records[0].Value.Kind != verify.KindSubjectErased {
+	if len(p.Records) != 0 { // the erasure's own entry is not indexed either
 		t.Fatalf("%+v", p.Records)
 	}
 	_, err = l.Append(t.Context(), erase, func(ledger.Position) kv.Change {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/prototypster/pdvault/access/erasure"
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/access/policy"
 	defaultpolicy "github.com/prototypster/pdvault/deploy/policy"
@@ -42,6 +43,9 @@ var epoch = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
 //	forged/      the same as log/ with entry 100 about somebody else, all tiles fitting, signed by the ledger key
 //	old.checkpoint, newer.checkpoint   of log/ at 200, and of size 400
 //	2.tlog-proof, 2.json               a proof from log/ and its entry
+//	erasures/    a ledger in which ada was erased and an epoch has ended since, and bob's erasure is pending
+//	named.json, cert.json, final.json  ada's certificate: as she got it, without her name, and after the epoch
+//	other.json                         the same as cert.json with another reason beside the entries
 func writeFixtures(env *testscript.Env) error {
 	f, err := makeKeys(env)
 	if err != nil {
@@ -88,9 +92,62 @@ func writeFixtures(env *testscript.Env) error {
 	if err == nil {
 		err = f.write("ledger.key", []byte(f.ledgerKey+"\n"))
 	}
+	if err == nil {
+		err = writeErasures(f, bundle, bundles)
+	}
 	env.Setenv("ADA", ref("ada"))
 	env.Setenv("EVE", ref("eve"))
 	return err
+}
+
+func writeErasures(f fixtures, bundle *policy.Bundle, bundles map[int64][]byte) error {
+	entries := tell(bundle, 20, false)
+	salt, commit := erasure.Commit("3f0c3a1e-5b7e-4f0e-8a53-0b8f6f1d2c11")
+	of := int64(20)
+	caller := &verify.Caller{ID: "privacy", Kind: "person", Role: "privacy-officer", Authn: "token"}
+	entries = append(entries,
+		verify.Entry{Kind: verify.KindSubjectErased, SubjectRef: ref("ada"), Reason: "subject-request", DetailCommit: commit, Caller: caller,
+			Erasure: &verify.Erasure{ID: "cert-1", Categories: []string{"pd:EmailAddress"}, Fields: []string{"profile.email"},
+				Consents: 1, Details: 2, Method: verify.MethodCryptographicErase, Operator: "Prototypster"}},
+		verify.Entry{Kind: verify.KindKeyDestroyed, SubjectRef: ref("ada"), Of: &of, Caller: caller,
+			Erasure: &verify.Erasure{ID: "cert-1", Generation: 9, KEKVersion: 2, DeadBy: "2026-11-29T10:00:00.000Z"}},
+		verify.Entry{Kind: verify.KindSubjectErased, SubjectRef: ref("bob"), Reason: "account-closed", DetailCommit: commit,
+			Erasure: &verify.Erasure{ID: "cert-2", Method: verify.MethodCryptographicErase}},
+		verify.Entry{Kind: verify.KindKeyEpoch, Keys: &verify.KeyChange{Scope: "kek", Job: "j1", Version: 3, Total: 4}},
+	)
+	for i := range entries {
+		entries[i].ID, entries[i].Time = fmt.Sprintf("id-%d", i), verify.FormatTime(epoch.Add(time.Duration(i)*time.Second))
+	}
+	log := newLog(entries)
+	if err := f.export("erasures", log, bundles); err != nil {
+		return err
+	}
+	attested := func(index int64) erasure.Attested {
+		hashes, err := tlog.ProveRecord(24, index, log)
+		if err != nil {
+			panic(err)
+		}
+		proof := verify.Proof{Index: index, Hashes: hashes, Checkpoint: f.sign(log.checkpoint(24))}
+		return erasure.Attested{Index: index, Entry: string(log.entries[index]), Proof: string(proof.Marshal())}
+	}
+	last := attested(23)
+	cert, err := erasure.New(attested(20), attested(21), nil)
+	if err != nil {
+		return err
+	}
+	final, err := erasure.New(attested(20), attested(21), &last)
+	if err != nil {
+		return err
+	}
+	named, other := cert, cert
+	named.Subject, named.Salt = "3f0c3a1e-5b7e-4f0e-8a53-0b8f6f1d2c11", salt
+	other.Reason = "unlawful"
+	for name, c := range map[string]erasure.Certificate{"cert": cert, "final": final, "named": named, "other": other} {
+		if err := f.write(name+".json", append(c.Encode(), '\n')); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // makeKeys makes the keys of a ledger and its witness, and puts the public ones into the environment beside
@@ -278,6 +335,13 @@ func TestExitCodes(t *testing.T) {
 		{exitFailed, []string{"verify", "ledger", "unlawful", "--ledger-key", "ledger.key"}},
 		{exitFailed, []string{"verify", "proof", "2.json", "--entry", "2.json", "--ledger-key", "ledger.key"}},
 		{exitFailed, []string{"verify", "subject", ref("ada"), "unlawful", "--ledger-key", "ledger.key", "--json"}},
+		{exitOK, []string{"verify", "erasure", "cert.json", "--ledger-key", "ledger.key"}},
+		{exitOK, []string{"verify-erasure", "cert.json", "--ledger-key", "ledger.key"}},
+		{exitOK, []string{"act", "cert.json"}},
+		{exitFailed, []string{"verify", "erasure", "other.json", "--ledger-key", "ledger.key"}},
+		{exitFailed, []string{"act", "other.json"}},
+		{exitUsage, []string{"verify", "erasure", "cert.json"}},
+		{exitUsage, []string{"act", "nowhere"}},
 		{exitUsage, []string{"verify", "ledger", "log"}},
 		{exitUsage, []string{"verify", "ledger", "nowhere", "--ledger-key", "ledger.key"}},
 		{exitUsage, []string{"verify", "ledger", "log", "--ledger-key", "ledger.key", "--no-such-flag"}},

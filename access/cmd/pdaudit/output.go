@@ -77,6 +77,22 @@ func entryLine(index int64, e verify.Entry) string {
 	if e.Bundle != nil {
 		add("policy", fmt.Sprint(e.Bundle.Version))
 	}
+	if e.Erasure != nil {
+		add("erasure", e.Erasure.ID)
+	}
+	if k := e.Keys; k != nil {
+		add("scope", k.Scope)
+		add("phase", k.Phase)
+		add("version", fmt.Sprint(k.Version))
+		add("left", fmt.Sprintf("%d/%d", k.Left, k.Total))
+	}
+	if len(e.Resealed) > 0 {
+		add("resealed", fmt.Sprint(len(e.Resealed)))
+	}
+	if e.Restored != nil {
+		add("backup", e.Restored.Backup)
+		add("lost", fmt.Sprintf("%d-%d", e.Restored.Size, e.Restored.Lost))
+	}
 	return strings.Join(parts, " ")
 }
 
@@ -115,6 +131,12 @@ func printReport(w io.Writer, r *verify.Report) {
 	printReasons(w, "denied", a.Denials)
 	printReasons(w, "failed", a.Failures)
 	fmt.Fprintf(w, "grounds     %d rechecked in full, %d but for the policy's own rules, %d do not hold\n", a.Rechecked, a.Partly, a.Refuted)
+	if x := r.Erasures; x != (verify.ErasureCounts{}) {
+		fmt.Fprintf(w, "erasures    %d subjects erased, %d keys destroyed, %d pending\n", x.Erased, x.Destroyed, x.Pending)
+	}
+	if k := r.Keys; k != (verify.KeyCounts{}) {
+		fmt.Fprintf(w, "rotations   %d epochs, %d others; %d subjects sealed or indexed again\n", k.Epochs, k.Rotations, k.Resealed)
+	}
 	fmt.Fprintf(w, "policies    %d bundles have the published hash", r.Policies)
 	if len(r.Absent) > 0 {
 		fmt.Fprintf(w, "; not in the export: version %s", strings.Trim(strings.Join(strings.Fields(fmt.Sprint(r.Absent)), ", "), "[]"))

@@ -19,12 +19,12 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	check := &cobra.Command{
 		Use:   "verify",
-		Short: "verify a proof, a ledger, or what a ledger says about one person",
+		Short: "verify a proof, a ledger, the certificate of an erasure, or what a ledger says about one person",
 		Args:  cobra.NoArgs,
 		RunE:  needsSubcommand,
 	}
-	check.AddCommand(newVerifyProof(), newVerifyLedger(), newVerifySubject())
-	root.AddCommand(check, newShow(), newVersion())
+	check.AddCommand(newVerifyProof(), newVerifyLedger(), newVerifySubject(), newVerifyErasure())
+	root.AddCommand(check, newVerifyErasureAlias(), newAct(), newShow(), newVersion())
 	return root
 }
 

@@ -58,6 +58,8 @@ type Report struct {
 	Last         string           `json:"last,omitempty"` // times
 	Kinds        map[string]int64 `json:"kinds"`
 	Access       AccessCounts     `json:"access"`
+	Erasures     ErasureCounts    `json:"erasures"`
+	Keys         KeyCounts        `json:"keys"`
 	Policies     int64            `json:"policies"`                  // policy bundles that are byte for byte the published ones
 	Absent       []int64          `json:"policies_absent,omitempty"` // versions whose bundle is not in the export
 	Problems     []Problem        `json:"problems"`
@@ -85,6 +87,21 @@ type GroundCounts struct {
 	Rechecked int64 `json:"rechecked"`
 	Partly    int64 `json:"partly"`
 	Refuted   int64 `json:"refuted"`
+}
+
+// ErasureCounts sums up the erasures of a log. A pending one is no problem: the key may be destroyed by an entry
+// that the log does not hold yet.
+type ErasureCounts struct {
+	Erased    int64 `json:"erased"`    // subjects
+	Destroyed int64 `json:"destroyed"` // keys
+	Pending   int64 `json:"pending"`   // erased subjects whose key is not recorded to be destroyed
+}
+
+// KeyCounts sums up the rotations of a log.
+type KeyCounts struct {
+	Epochs    int64 `json:"epochs"`
+	Rotations int64 `json:"rotations"` // other than epochs, that have ended
+	Resealed  int64 `json:"resealed"`  // subjects whose records were sealed or indexed again; one may count more than once
 }
 
 // OK reports whether nothing is wrong.

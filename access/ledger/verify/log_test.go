@@ -416,10 +416,91 @@ func TestReplay(t *testing.T) {
 		"unknown ground":   {func(s *story) { s.add(accessEntry("ada", "interest", service)) }, "2:ground "},
 		"unknown decision": {func(s *story) { s.add(verify.Entry{Kind: verify.KindAccess, Decision: "maybe"}) }, "2:decision "},
 		"erased": {func(s *story) {
-			s.add(verify.Entry{Kind: verify.KindSubjectErased, SubjectRef: ref("ada")})
+			s.add(erasedEntry("ada", "x"))
 			s.add(accessEntry("ada", verify.GroundService, service))
 			s.add(accessEntry("bob", verify.GroundService, service))
-		}, "3:subject-erased "},
+			s.add(verify.Entry{Kind: verify.KindRecordWritten, SubjectRef: ref("ada")})
+			s.add(verify.Entry{Kind: verify.KindSubjectCreated, SubjectRef: ref("ada")})
+			s.add(consentEntry(verify.KindConsentGiven, "ada", "c2"))
+			s.add(verify.Entry{Kind: verify.KindRestrictionSet, SubjectRef: ref("ada")})
+			s.add(verify.Entry{Kind: verify.KindRecordResealed, Resealed: []verify.Resealed{{SubjectRef: ref("bob")}, {SubjectRef: ref("ada")}}})
+			s.add(verify.Entry{Kind: verify.KindAccess, SubjectRef: ref("ada"), Decision: verify.Deny})
+		}, "3:subject-erased 5:subject-erased 6:subject-erased 7:subject-erased 8:subject-erased 9:subject-erased "},
+		"erased and destroyed": {func(s *story) {
+			s.add(accessEntry("ada", verify.GroundService, service))
+			ada, bob := s.add(erasedEntry("ada", "x")), s.add(erasedEntry("bob", "y"))
+			s.add(destroyedEntry("bob", "y", bob))
+			s.add(destroyedEntry("ada", "x", ada))
+			s.add(erasedEntry("eve", "z")) // pending, which is no problem
+		}, ""},
+		"erased twice": {func(s *story) {
+			s.add(erasedEntry("ada", "x"))
+			s.add(erasedEntry("ada", "y"))
+		}, "3:erased-twice "},
+		"erased without members": {func(s *story) {
+			s.add(but(erasedEntry("a", "x"), func(e *verify.Entry) { e.SubjectRef = "" }))
+			s.add(but(erasedEntry("b", "x"), func(e *verify.Entry) { e.Erasure = nil }))
+			s.add(but(erasedEntry("c", "x"), func(e *verify.Entry) { e.Reason = "" }))
+			s.add(erasedEntry("d", ""))
+		}, "2:entry-members-absent 3:entry-members-absent 4:entry-members-absent 5:entry-members-absent "},
+		"destroyed without erasure": {func(s *story) {
+			s.add(destroyedEntry("ada", "x", 1))
+			s.add(destroyedEntry("ada", "x", 4)) // which is yet to come
+			at := s.add(erasedEntry("ada", "x"))
+			s.add(destroyedEntry("bob", "x", at))
+			s.add(destroyedEntry("ada", "y", at))
+			s.add(destroyedEntry("ada", "x", -1))
+		}, "2:destroyed-no-erasure 3:destroyed-no-erasure 5:destroyed-no-erasure 6:destroyed-no-erasure 7:destroyed-no-erasure "},
+		"destroyed twice": {func(s *story) {
+			at := s.add(erasedEntry("ada", "x"))
+			s.add(destroyedEntry("ada", "x", at))
+			s.add(destroyedEntry("ada", "x", at))
+		}, "4:destroyed-twice "},
+		"destroyed without members": {func(s *story) {
+			at := s.add(erasedEntry("ada", "x"))
+			s.add(but(destroyedEntry("ada", "x", at), func(e *verify.Entry) { e.Of = nil }))
+			s.add(but(destroyedEntry("ada", "x", at), func(e *verify.Entry) { e.Erasure = nil }))
+			s.add(but(destroyedEntry("ada", "x", at), func(e *verify.Entry) { e.SubjectRef = "" }))
+			s.add(but(destroyedEntry("ada", "x", at), func(e *verify.Entry) { e.Erasure.DeadBy = "soon" }))
+		}, "3:entry-members-absent 4:entry-members-absent 5:entry-members-absent 6:entry-members-absent "},
+		"rotations": {func(s *story) {
+			s.add(epochEntry("j1", 2))
+			s.add(rotatedEntry("index", "j2", "backfill", 2))
+			s.add(rotatedEntry("index", "j2", "switch", 2))
+			s.add(rotatedEntry("index", "j2", "", 2))
+			s.add(rotatedEntry("subject", "j3", "", 4))
+			s.add(rotatedEntry("all-subjects", "j4", "", 5))
+			s.add(rotatedEntry("subject", "j5", "", 6))
+			s.add(rotatedEntry("ledger", "j6", "", 0))
+			s.add(epochEntry("j7", 3))
+			s.add(but(rotatedEntry("index", "j8", "backfill", 3), func(e *verify.Entry) { e.Keys.Left = 9 }))
+		}, ""},
+		"an epoch goes back": {func(s *story) {
+			s.add(epochEntry("j1", 3))
+			s.add(epochEntry("j2", 2))
+			s.add(epochEntry("j3", 3))
+		}, "3:keys-order 4:keys-order "},
+		"an epoch leaves something": {func(s *story) {
+			s.add(but(epochEntry("j1", 2), func(e *verify.Entry) { e.Keys.Left = 1 }))
+		}, "2:keys-left "},
+		"a rotation leaves something": {func(s *story) {
+			s.add(but(rotatedEntry("index", "j1", "", 2), func(e *verify.Entry) { e.Keys.Left = 1 }))
+		}, "2:keys-left "},
+		"rotations without members": {func(s *story) {
+			s.add(verify.Entry{Kind: verify.KindKeyEpoch})
+			s.add(verify.Entry{Kind: verify.KindKeyRotated, Keys: &verify.KeyChange{Scope: "index"}})
+			s.add(rotatedEntry("", "j", "", 2))
+			s.add(but(epochEntry("j", 2), func(e *verify.Entry) { e.Keys.Scope = "index" }))
+			s.add(epochEntry("j", 0))
+			s.add(but(epochEntry("j", 2), func(e *verify.Entry) { e.Keys.Finished = "now" }))
+			s.add(verify.Entry{Kind: verify.KindRecordResealed})
+			s.add(verify.Entry{Kind: verify.KindRecordResealed, Resealed: []verify.Resealed{{SubjectRef: "ada"}}})
+		}, "2:entry-members-absent 3:entry-members-absent 4:entry-members-absent 5:entry-members-absent 6:entry-members-absent 7:entry-members-absent 8:entry-members-absent 9:entry-members-absent "},
+		"restored": {func(s *story) {
+			s.add(verify.Entry{Kind: verify.KindLedgerRestored, Restored: &verify.Restored{Backup: "b", Size: 2, Lost: 9}})
+			s.add(verify.Entry{Kind: verify.KindLedgerRestored, Restored: &verify.Restored{Backup: "b", Size: 2, Lost: 9}})
+			s.add(verify.Entry{Kind: verify.KindLedgerRestored})
+		}, "3:entry-members-absent 4:entry-members-absent "},
 		"restricted": {func(s *story) {
 			s.add(verify.Entry{Kind: verify.KindRestrictionSet, SubjectRef: ref("ada")})
 			s.add(accessEntry("ada", verify.GroundService, service))
@@ -448,6 +529,22 @@ func TestReplay(t *testing.T) {
 				t.Errorf("problems %q, want %q", codes(r), c.want)
 			}
 		})
+	}
+}
+
+func TestReplayCountsErasuresAndRotations(t *testing.T) {
+	k, s := newKeys(t), newStory(t)
+	ada := s.add(erasedEntry("ada", "x"))
+	s.add(erasedEntry("bob", "y"))
+	s.add(destroyedEntry("ada", "x", ada))
+	s.add(epochEntry("j1", 4))
+	s.add(rotatedEntry("index", "j2", "backfill", 2))
+	s.add(verify.Entry{Kind: verify.KindRecordResealed, Resealed: []verify.Resealed{{SubjectRef: ref("eve")}, {SubjectRef: ref("dan")}}})
+	s.add(rotatedEntry("index", "j2", "", 2))
+	r := check(t, s.log().export(t, k), verify.LogCheck{Ledger: k.ledger})
+	erasures, keys := verify.ErasureCounts{Erased: 2, Destroyed: 1, Pending: 1}, verify.KeyCounts{Epochs: 1, Rotations: 1, Resealed: 2}
+	if !r.OK() || r.Erasures != erasures || r.Keys != keys {
+		t.Errorf("%s%+v %+v", codes(r), r.Erasures, r.Keys)
 	}
 }
 

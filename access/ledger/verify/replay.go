@@ -44,6 +44,11 @@ const (
 	CodeErased        = "subject-erased"       // allowed about a person who has been erased
 	CodeRestricted    = "subject-restricted"   // allowed, other than by law, while processing was restricted
 	CodeMembers       = "entry-members-absent" // an entry lacks what its kind is about
+	CodeErasedTwice   = "erased-twice"         // a person is erased who has been before
+	CodeDestroyedOf   = "destroyed-no-erasure" // a key is destroyed without an erasure of the same person before
+	CodeKeyTwice      = "destroyed-twice"      // a key is destroyed that has been before
+	CodeKeysLeft      = "keys-left"            // a rotation has ended with things left on older versions
+	CodeKeysOrder     = "keys-order"           // a rotation goes back to an older version
 )
 
 // Kinds that only replay needs to know: what may be evidence for the ground law.
@@ -65,6 +70,9 @@ type replay struct {
 	latest     int64                 // version in force; 0: none yet
 	lawful     map[int64]lawEvidence // by index of orders and requests
 	erased     map[string]bool       // by subject_ref
+	erasures   map[int64]erasing     // by index of subject.erased: those whose key is not destroyed yet
+	destroyed  map[int64]bool        // indexes of subject.erased whose key is destroyed
+	rotations  map[string]rotation   // by scope: the last one
 	restricted map[string]bool       // by subject_ref
 	allowed    bitset                // indexes of allowed accesses
 	failed     bitset                // those of them that were not served
@@ -82,6 +90,15 @@ type consent struct {
 
 type lawEvidence struct{ kind, subject string }
 
+// erasing is a subject.erased that waits for its key.destroyed.
+type erasing struct{ subject, id string }
+
+// rotation is how far the rotations of a scope have come.
+type rotation struct {
+	version uint64
+	job     string
+}
+
 func newReplay(r *Report, p Policies) *replay {
 	return &replay{
 		report: r, policies: p,
@@ -92,6 +109,9 @@ func newReplay(r *Report, p Policies) *replay {
 		altered:    make(map[int64]bool),
 		lawful:     make(map[int64]lawEvidence),
 		erased:     make(map[string]bool),
+		erasures:   make(map[int64]erasing),
+		destroyed:  make(map[int64]bool),
+		rotations:  make(map[string]rotation),
 		restricted: make(map[string]bool),
 	}
 }
@@ -103,6 +123,13 @@ func (r *replay) problem(index int64, code, format string, args ...any) {
 // entry takes the next entry of the log.
 func (r *replay) entry(index int64, e Entry) {
 	switch e.Kind {
+	case KindSubjectCreated, KindRecordWritten, KindRecordDeleted, KindConsentGiven, KindConsentWithdrawn,
+		KindRestrictionSet, KindRestrictionLift:
+		if r.erased[e.SubjectRef] {
+			r.problem(index, CodeErased, "%s about a subject that has been erased", e.Kind)
+		}
+	}
+	switch e.Kind {
 	case KindAccess:
 		r.access(index, e)
 	case KindAccessFailed:
@@ -112,7 +139,17 @@ func (r *replay) entry(index int64, e Entry) {
 	case KindPolicyPublished:
 		r.policy(index, e)
 	case KindSubjectErased:
-		r.erased[e.SubjectRef] = true
+		r.subjectErased(index, e)
+	case KindKeyDestroyed:
+		r.keyDestroyed(index, e)
+	case KindKeyEpoch, KindKeyRotated:
+		r.keys(index, e)
+	case KindRecordResealed:
+		r.resealed(index, e)
+	case KindLedgerRestored:
+		if e.Restored == nil || e.Restored.Size != index || e.Restored.Lost < index {
+			r.problem(index, CodeMembers, "%s does not say what was restored, or not to here", e.Kind)
+		}
 	case KindRestrictionSet:
 		r.restricted[e.SubjectRef] = true
 	case KindRestrictionLift:
@@ -164,6 +201,98 @@ func (r *replay) accessFailed(index int64, e Entry) {
 		r.report.Access.Failed++
 		r.report.Access.Failures[e.Reason]++
 	}
+}
+
+func (r *replay) subjectErased(index int64, e Entry) {
+	counts := &r.report.Erasures
+	counts.Erased++
+	if e.SubjectRef == "" || e.Erasure == nil || e.Erasure.ID == "" || e.Erasure.Method == "" || e.Reason == "" {
+		r.problem(index, CodeMembers, "%s does not say who was erased, why or how", e.Kind)
+	}
+	if e.SubjectRef == "" {
+		return
+	}
+	if r.erased[e.SubjectRef] {
+		r.problem(index, CodeErasedTwice, "the subject has been erased before")
+		return
+	}
+	r.erased[e.SubjectRef] = true
+	if e.Erasure != nil {
+		r.erasures[index] = erasing{e.SubjectRef, e.Erasure.ID}
+		counts.Pending++
+	}
+}
+
+func (r *replay) keyDestroyed(index int64, e Entry) {
+	counts := &r.report.Erasures
+	counts.Destroyed++
+	switch {
+	case e.Erasure == nil || e.Erasure.ID == "" || e.Of == nil || e.SubjectRef == "":
+		r.problem(index, CodeMembers, "%s does not say which key was destroyed", e.Kind)
+	case r.destroyed[*e.Of]:
+		r.problem(index, CodeKeyTwice, "the key of erasure %d has been destroyed before", *e.Of)
+	case r.erasures[*e.Of] != erasing{e.SubjectRef, e.Erasure.ID}: // of a later one none is known yet
+		r.problem(index, CodeDestroyedOf, "entry %d is no erasure of the same subject", *e.Of)
+	default:
+		if e.Erasure.DeadBy != "" && !validTime(e.Erasure.DeadBy) {
+			r.problem(index, CodeMembers, "when backups are dead is not in the entry layout")
+		}
+		r.destroyed[*e.Of] = true
+		delete(r.erasures, *e.Of)
+		counts.Pending--
+	}
+}
+
+// keys takes the evidence of a rotation. Versions of a scope only grow; the same one comes again for another
+// phase of the same job.
+func (r *replay) keys(index int64, e Entry) {
+	k := e.Keys
+	switch {
+	case k == nil || k.Scope == "" || k.Job == "":
+		r.problem(index, CodeMembers, "%s does not say what was rotated", e.Kind)
+		return
+	case e.Kind == KindKeyEpoch && (k.Scope != "kek" || k.Version == 0 || k.Phase != ""):
+		r.problem(index, CodeMembers, "%s is not about a version of the KEK that everything is on", e.Kind)
+		return
+	case k.Started != "" && !validTime(k.Started), k.Finished != "" && !validTime(k.Finished):
+		r.problem(index, CodeMembers, "a time of the rotation is not in the entry layout")
+		return
+	}
+	counts := &r.report.Keys
+	if e.Kind == KindKeyEpoch {
+		counts.Epochs++
+	} else if k.Phase == "" {
+		counts.Rotations++
+	}
+	if k.Phase == "" && k.Left != 0 {
+		r.problem(index, CodeKeysLeft, "%d left on older versions when job %s of scope %s ended", k.Left, k.Job, k.Scope)
+	}
+	if k.Version == 0 {
+		return
+	}
+	last := r.rotations[k.Scope]
+	if k.Version < last.version || k.Version == last.version && k.Job != last.job {
+		r.problem(index, CodeKeysOrder, "version %d of scope %s follows version %d", k.Version, k.Scope, last.version)
+		return
+	}
+	r.rotations[k.Scope] = rotation{k.Version, k.Job}
+}
+
+func (r *replay) resealed(index int64, e Entry) {
+	if len(e.Resealed) == 0 {
+		r.problem(index, CodeMembers, "%s names no records", e.Kind)
+	}
+	for _, s := range e.Resealed {
+		if _, err := ParseRef(s.SubjectRef); err != nil {
+			r.problem(index, CodeMembers, "%s names no subject", e.Kind)
+			return
+		}
+		if r.erased[s.SubjectRef] {
+			r.problem(index, CodeErased, "%s about a subject that has been erased", e.Kind)
+			return
+		}
+	}
+	r.report.Keys.Resealed += int64(len(e.Resealed))
 }
 
 func (r *replay) access(index int64, e Entry) {

@@ -190,6 +190,36 @@ func accessEntry(who, ground string, ev verify.Evidence) verify.Entry {
 	return e
 }
 
+func erasedEntry(who, id string) verify.Entry {
+	return verify.Entry{
+		Kind: verify.KindSubjectErased, SubjectRef: ref(who), Reason: "subject-request", DetailCommit: ref("salted"),
+		Erasure: &verify.Erasure{ID: id, Method: verify.MethodCryptographicErase},
+	}
+}
+
+func destroyedEntry(who, id string, of int64) verify.Entry {
+	return verify.Entry{
+		Kind: verify.KindKeyDestroyed, SubjectRef: ref(who), Of: &of,
+		Erasure: &verify.Erasure{ID: id, Generation: 7, KEKVersion: 3, DeadBy: verify.FormatTime(epoch)},
+	}
+}
+
+func epochEntry(job string, version uint64) verify.Entry {
+	return verify.Entry{Kind: verify.KindKeyEpoch, Keys: &verify.KeyChange{
+		Scope: "kek", Job: job, Version: version, Total: 9, Started: verify.FormatTime(epoch), Finished: verify.FormatTime(epoch),
+	}}
+}
+
+func rotatedEntry(scope, job, phase string, version uint64) verify.Entry {
+	return verify.Entry{Kind: verify.KindKeyRotated, Keys: &verify.KeyChange{Scope: scope, Job: job, Phase: phase, Version: version, Total: 9}}
+}
+
+// but returns e changed.
+func but(e verify.Entry, change func(*verify.Entry)) verify.Entry {
+	change(&e)
+	return e
+}
+
 func check(t testing.TB, dir fs.FS, c verify.LogCheck) *verify.Report {
 	t.Helper()
 	r, err := verify.VerifyLog(t.Context(), dir, c)
