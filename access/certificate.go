@@ -5,10 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/go-json-experiment/json"
-
 	"github.com/prototypster/pdvault/access/erasure"
-	"github.com/prototypster/pdvault/access/ledger"
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/vault/kv"
 )
@@ -83,61 +80,16 @@ func (b *Broker) awaitWitness(ctx context.Context, size int64) error {
 	}
 }
 
-// newestEpoch is where the newest key.epoch is.
-//
-// Stored as JSON under 'k' 'e', by the effects of key.epoch; see KeyEpochRow.
-type newestEpoch struct {
-	Index   int64  `json:"index"`
-	Version uint64 `json:"version"`
-}
-
-var epochKey = []byte("ke")
-
-// KeyEpochRow is the row that the effects of a key.epoch entry at index must set: without it, whether a
-// certificate is final has to be searched for in the ledger. version is that of the KEK.
-func KeyEpochRow(index int64, version uint64) kv.Pair {
-	return kv.Pair{Key: epochKey, Value: encodeRow(&newestEpoch{index, version})}
-}
-
-// epochSearch bounds the pages of the ledger that are searched for an epoch when no row says where it is. A
-// certificate whose epoch is further on stays provisional until there is such a row.
-const epochSearch = 64
-
-// epochAfter finds an epoch behind the entry at index that retires everything wrapped under version.
+// epochAfter finds an epoch behind the entry at index that retires everything wrapped under version. The newest will
+// do: versions only grow, so when it does not retire it, none does.
 func (b *Broker) epochAfter(ctx context.Context, index int64, version uint64) (at int64, found bool, err error) {
-	var newest newestEpoch
+	var newest Epoch
 	err = b.store.View(ctx, func(r kv.Reader) error {
-		rows, err := r.Get(epochKey)
-		if err != nil || rows[0] == nil {
-			return err
-		}
-		found = true
-		if json.Unmarshal(rows[0], &newest, json.RejectUnknownMembers(true)) != nil {
-			return wrapf(ErrIntegrity, "row of the newest epoch")
-		}
-		return nil
+		newest, err = LoadEpoch(r)
+		return err
 	})
 	if err != nil {
 		return 0, false, err
 	}
-	if found { // versions only grow, so when the newest does not retire it, none does
-		return newest.Index, newest.Index > index && newest.Version > version, nil
-	}
-	filter := ledger.Filter{Kinds: []string{verify.KindKeyEpoch}, Cursor: index + 1}
-	for range epochSearch {
-		page, err := b.ledger.Query(ctx, filter)
-		if err != nil {
-			return 0, false, wrapf(err, "looking for an epoch")
-		}
-		for _, e := range page.Records {
-			if e.Value.Keys != nil && erasure.Kills(*e.Value.Keys, version) {
-				return e.Index, true, nil
-			}
-		}
-		if !page.More {
-			break
-		}
-		filter.Cursor = page.Next
-	}
-	return 0, false, nil
+	return newest.Index, newest.Index > index && newest.Version > version, nil
 }
