@@ -158,7 +158,7 @@ func newBroker(c Config) (*Broker, error) {
 	return &Broker{
 		earlier: earlier,
 		store:   c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
-		failureCode: c.FailureCode, stale: c.Stale, keys: c.Keys, keyAges: c.KeyAges, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
+		failureCode: c.FailureCode, stale: c.Stale, sealedFor: c.SealedFor, keys: c.Keys, keyAges: c.KeyAges, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
 	}, nil
 }
 
