@@ -25,11 +25,12 @@ import (
 type ringKeys struct {
 	t     *testing.T
 	delay time.Duration
+
+	mu sync.Mutex // guards all below
 	// before, when set, is called before each call is carried out, outside of the lock; an error of it is the
 	// call's. after is the same when it was carried out.
 	before, after func(call string) error
 
-	mu       sync.Mutex // guards all below
 	bundles  map[uuid.UUID]*bundle
 	rotation uint32
 	index    []uint32
@@ -52,16 +53,19 @@ func newRingKeys(t *testing.T) *ringKeys {
 
 // do carries out one call.
 func (k *ringKeys) do(ctx context.Context, call string, f func() error) error {
-	if k.before != nil {
-		if err := k.before(call); err != nil {
+	k.mu.Lock()
+	before, after := k.before, k.after
+	k.mu.Unlock()
+	if before != nil {
+		if err := before(call); err != nil {
 			return err
 		}
 	}
 	k.mu.Lock()
 	err := f()
 	k.mu.Unlock()
-	if err == nil && k.after != nil {
-		err = k.after(call)
+	if err == nil && after != nil {
+		err = after(call)
 	}
 	if k.delay > 0 {
 		time.Sleep(mathrand.N(k.delay))
@@ -70,6 +74,13 @@ func (k *ringKeys) do(ctx context.Context, call string, f func() error) error {
 		err = ctx.Err()
 	}
 	return err
+}
+
+// hook sets what is called before and after each call.
+func (k *ringKeys) hook(before, after func(call string) error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.before, k.after = before, after
 }
 
 func (k *ringKeys) bundle(subject uuid.UUID) (*bundle, error) {
