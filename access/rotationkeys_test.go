@@ -221,8 +221,16 @@ func (k *ringKeys) Open(ctx context.Context, index int64, _ []byte, subject uuid
 	return opened, err
 }
 
+// checkCall fails the test for a call that the sidecar would refuse.
+func (k *ringKeys) checkCall(call string, subjects int) {
+	if subjects == 0 || subjects > 1000 {
+		k.t.Errorf("%s of %d subjects", call, subjects)
+	}
+}
+
 func (k *ringKeys) Reseal(ctx context.Context, rotation uint32, subjects []access.ResealSubject) (out []access.ResealedSubject, err error) {
 	err = k.do(ctx, "Reseal", func() error {
+		k.checkCall("Reseal", len(subjects))
 		out = make([]access.ResealedSubject, len(subjects))
 		for i, s := range subjects {
 			b, err := k.bundle(s.Subject)
@@ -260,6 +268,7 @@ func (k *ringKeys) Reseal(ctx context.Context, rotation uint32, subjects []acces
 
 func (k *ringKeys) Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) (out []error, err error) {
 	err = k.do(ctx, "Retire", func() error {
+		k.checkCall("Retire", len(subjects))
 		out = make([]error, len(subjects))
 		for i, id := range subjects {
 			b, err := k.bundle(id)
@@ -279,6 +288,7 @@ func (k *ringKeys) Retire(ctx context.Context, rotation uint32, subjects []uuid.
 
 func (k *ringKeys) Reindex(ctx context.Context, subjects []access.ReindexSubject) (out []access.ReindexedSubject, err error) {
 	err = k.do(ctx, "Reindex", func() error {
+		k.checkCall("Reindex", len(subjects))
 		out = make([]access.ReindexedSubject, len(subjects))
 		for i, s := range subjects {
 			b, err := k.bundle(s.Subject)
