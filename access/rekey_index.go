@@ -221,12 +221,26 @@ func (x *reindexing) load(ctx context.Context, ids []uuid.UUID) (subjects []*vau
 	return subjects, err
 }
 
-// tokens asks the sidecar for the tokens that subjects lack. Those that only have too many are asked for too, without
-// values, for the reference alone.
+// tokens asks the sidecar for the tokens that subjects lack, in as many calls as their number demands. Those that only
+// have too many are asked for too, without values, for the reference alone.
 func (x *reindexing) tokens(ctx context.Context, subjects []*vault.Subject) ([]ReindexedSubject, error) {
-	if len(subjects) == 0 {
-		return nil, nil
+	var out []ReindexedSubject
+	for len(subjects) > 0 {
+		n, values := 0, 0
+		for n < len(subjects) && (n == 0 || values+len(subjects[n].Unindexed()) <= rekeyCallItems) {
+			values += len(subjects[n].Unindexed())
+			n++
+		}
+		outcomes, err := x.someTokens(ctx, subjects[:n])
+		if err != nil {
+			return nil, err
+		}
+		out, subjects = append(out, outcomes...), subjects[n:]
 	}
+	return out, nil
+}
+
+func (x *reindexing) someTokens(ctx context.Context, subjects []*vault.Subject) ([]ReindexedSubject, error) {
 	call := make([]ReindexSubject, len(subjects))
 	for i, s := range subjects {
 		call[i].Subject = s.ID

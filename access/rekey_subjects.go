@@ -581,6 +581,9 @@ func (s *resealing) retire(ctx context.Context, due []retirement) error {
 			}
 			ids = append(ids, x.id)
 		}
+		if len(ids) == 0 {
+			continue
+		}
 		outcomes, err := s.Keys.Retire(ctx, s.rotation, ids)
 		if err == nil && len(outcomes) != len(ids) {
 			err = wrapf(ErrIntegrity, "sidecar answered another number of subjects")

@@ -234,10 +234,11 @@ func (r *Rotator) Step(ctx context.Context) error {
 	if err != nil {
 		return wrapf(err, "asking for rotations")
 	}
+	var unrecorded error
 	for i := len(jobs) - 1; i >= 0; i-- { // the oldest first
 		if jobs[i].State == jobDone && jobs[i].Recorded < 0 {
 			if err := r.record(ctx, jobs[i]); err != nil {
-				return wrapf(err, "recording a rotation")
+				unrecorded = errors.Join(unrecorded, wrapf(err, "recording a rotation"))
 			}
 		}
 	}
@@ -246,19 +247,14 @@ func (r *Rotator) Step(ctx context.Context) error {
 			continue
 		}
 		done, err := r.drive(ctx, job)
-		if errors.Is(err, errJobEnded) {
-			return nil
+		if err == nil && done.State == jobDone {
+			err = r.record(ctx, done)
 		}
-		if err != nil {
-			return wrapf(err, "carrying out a rotation")
-		}
-		if done.State == jobDone {
-			if err := r.record(ctx, done); err != nil {
-				return wrapf(err, "recording a rotation")
-			}
+		if err != nil && !errors.Is(err, errJobEnded) {
+			return errors.Join(unrecorded, wrapf(err, "carrying out a rotation"))
 		}
 	}
-	return nil
+	return unrecorded
 }
 
 // drive carries out a job of a scope of ours and returns it as it is in the end.

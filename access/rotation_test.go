@@ -405,15 +405,15 @@ func TestARotationGoesOnAfterItWasKilledAnywhere(t *testing.T) {
 			if scope == "index" {
 				longest = 15 * time.Millisecond
 			}
-			for i := 0; i < 60 && ring.job(job.ID).State == "running"; i++ {
+			for i := 0; i < 40 && ring.job(job.ID).State == "running"; i++ {
 				if i%2 == 1 {
-					ring.before, ring.after = nil, fault
+					ring.hook(nil, fault)
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), mathrand.N(longest))
 				_ = r.Step(ctx)
 				cancel()
 			}
-			ring.before, ring.after = nil, nil
+			ring.hook(nil, nil)
 			done := w.finish(ring, job)
 			l.stop()
 			if done.State != "done" {
@@ -475,7 +475,7 @@ func TestAWriteThatWasSealedUnderTheKeyBeforeIsSealedAgain(t *testing.T) {
 	_, err := w.DeleteRecord(t.Context(), access.WriteRequest{Request: w.as("shop"), Subject: subject, Collection: "profile", IfMatch: &one})
 	must(t, err)
 	seals := 0
-	ring.after = func(call string) error {
+	ring.hook(nil, func(call string) error {
 		if call != "Seal" {
 			return nil
 		}
@@ -483,7 +483,7 @@ func TestAWriteThatWasSealedUnderTheKeyBeforeIsSealedAgain(t *testing.T) {
 			w.finish(ring, ring.start("subject", subject))
 		}
 		return nil
-	}
+	})
 	_, err = w.PutRecord(t.Context(), access.WriteRequest{Request: w.as("shop"), Subject: subject, Collection: "profile", Body: []byte(someone)})
 	must(t, err)
 	if seals != 2 {
@@ -498,14 +498,14 @@ func TestAReadWhoseKeyWasDroppedIsServedUnderItsOwnRecord(t *testing.T) {
 	w, ring := newRotationWorld(t)
 	subject := w.mustCreate(someone)
 	opens := 0
-	ring.before = func(call string) error {
+	ring.hook(func(call string) error {
 		if call == "Open" {
 			if opens++; opens == 1 {
 				w.finish(ring, ring.start("subject", subject))
 			}
 		}
 		return nil
-	}
+	}, nil)
 	size := w.size()
 	got, err := w.read("shop", "account", subject, "email")
 	if err != nil || string(got.Fields["email"]) != `"someone@example.org"` || opens != 2 || got.Record != size {
@@ -524,7 +524,7 @@ func TestAReadOfAnOlderVersionWhoseKeyWasDroppedIsDecidedAnew(t *testing.T) {
 	subject := w.mustCreate(someone)
 	one := uint64(1)
 	opens := 0
-	ring.before = func(call string) error {
+	ring.hook(func(call string) error {
 		if call == "Open" {
 			if opens++; opens == 1 {
 				_, err := w.PutRecord(t.Context(), access.WriteRequest{Request: w.as("shop"), Subject: subject, Collection: "profile", IfMatch: &one, Body: []byte(`{"email":"new@example.org"}`)})
@@ -533,7 +533,7 @@ func TestAReadOfAnOlderVersionWhoseKeyWasDroppedIsDecidedAnew(t *testing.T) {
 			}
 		}
 		return nil
-	}
+	}, nil)
 	size := w.size()
 	got, err := w.read("shop", "account", subject, "email")
 	if err != nil || string(got.Fields["email"]) != `"new@example.org"` || got.Version != 2 || got.Record == size {
@@ -575,7 +575,7 @@ func TestWhatIsCommittedLateIsSealedAgain(t *testing.T) {
 			w, ring := newRotationWorld(t)
 			subject := w.mustCreate(someone)
 			calls := 0
-			ring.after = func(call string) error {
+			ring.hook(nil, func(call string) error {
 				if call != "Prepare" && call != "Seal" {
 					return nil
 				}
@@ -583,7 +583,7 @@ func TestWhatIsCommittedLateIsSealedAgain(t *testing.T) {
 					w.finish(ring, ring.start("all-subjects", uuid.Nil))
 				}
 				return nil
-			}
+			})
 			must(t, act(w, subject))
 			if calls != 2 {
 				t.Errorf("it was sealed %d times", calls)
@@ -598,24 +598,26 @@ func TestWhatIsCommittedLateIsSealedAgain(t *testing.T) {
 func TestADetailThatIsCommittedDuringThePauseIsSealedAgain(t *testing.T) {
 	w, ring := newRotationWorld(t)
 	subject := w.mustCreate(someone)
-	var once sync.Once
+	var once, prepared sync.Once
 	resealed := make(chan struct{})
 	ended := make(chan struct{})
-	ring.after = func(call string) error {
+	ring.hook(nil, func(call string) error {
 		switch call {
 		case "Reseal":
 			once.Do(func() { close(resealed) })
 		case "Prepare":
-			job := ring.start("all-subjects", uuid.Nil)
-			go func() {
-				defer close(ended)
-				w.finish(ring, job)
-			}()
-			<-resealed
-			time.Sleep(50 * time.Millisecond)
+			prepared.Do(func() {
+				job := ring.start("all-subjects", uuid.Nil)
+				go func() {
+					defer close(ended)
+					w.finish(ring, job)
+				}()
+				<-resealed
+				time.Sleep(50 * time.Millisecond)
+			})
 		}
 		return nil
-	}
+	})
 	_, err := w.Read(t.Context(), access.ReadRequest{
 		Request: w.as("shop"), Subject: subject, Collection: "profile", Fields: []string{"email"}, Purpose: "newsletter", Justification: "because",
 	})
@@ -740,7 +742,7 @@ func TestAUniqueValueHasOneOwnerAndIsFoundWhileTheIndexKeyIsReplaced(t *testing.
 func TestACreateDecidedBeforeTheBackfillIsMadeAgainWithBothTokens(t *testing.T) {
 	w, ring := newRotationWorld(t)
 	seals := 0
-	ring.after = func(call string) error {
+	ring.hook(nil, func(call string) error {
 		if call != "Seal" {
 			return nil
 		}
@@ -752,7 +754,7 @@ func TestACreateDecidedBeforeTheBackfillIsMadeAgainWithBothTokens(t *testing.T) 
 			}))
 		}
 		return nil
-	}
+	})
 	w.mustCreate(someone)
 	if seals != 2 {
 		t.Errorf("it was sealed %d times", seals)

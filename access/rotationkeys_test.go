@@ -25,11 +25,12 @@ import (
 type ringKeys struct {
 	t     *testing.T
 	delay time.Duration
+
+	mu sync.Mutex // guards all below
 	// before, when set, is called before each call is carried out, outside of the lock; an error of it is the
 	// call's. after is the same when it was carried out.
 	before, after func(call string) error
 
-	mu       sync.Mutex // guards all below
 	bundles  map[uuid.UUID]*bundle
 	rotation uint32
 	index    []uint32
@@ -52,16 +53,19 @@ func newRingKeys(t *testing.T) *ringKeys {
 
 // do carries out one call.
 func (k *ringKeys) do(ctx context.Context, call string, f func() error) error {
-	if k.before != nil {
-		if err := k.before(call); err != nil {
+	k.mu.Lock()
+	before, after := k.before, k.after
+	k.mu.Unlock()
+	if before != nil {
+		if err := before(call); err != nil {
 			return err
 		}
 	}
 	k.mu.Lock()
 	err := f()
 	k.mu.Unlock()
-	if err == nil && k.after != nil {
-		err = k.after(call)
+	if err == nil && after != nil {
+		err = after(call)
 	}
 	if k.delay > 0 {
 		time.Sleep(mathrand.N(k.delay))
@@ -70,6 +74,13 @@ func (k *ringKeys) do(ctx context.Context, call string, f func() error) error {
 		err = ctx.Err()
 	}
 	return err
+}
+
+// hook sets what is called before and after each call.
+func (k *ringKeys) hook(before, after func(call string) error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.before, k.after = before, after
 }
 
 func (k *ringKeys) bundle(subject uuid.UUID) (*bundle, error) {
@@ -210,8 +221,16 @@ func (k *ringKeys) Open(ctx context.Context, index int64, _ []byte, subject uuid
 	return opened, err
 }
 
+// checkCall fails the test for a call that the sidecar would refuse.
+func (k *ringKeys) checkCall(call string, subjects int) {
+	if subjects == 0 || subjects > 1000 {
+		k.t.Errorf("%s of %d subjects", call, subjects)
+	}
+}
+
 func (k *ringKeys) Reseal(ctx context.Context, rotation uint32, subjects []access.ResealSubject) (out []access.ResealedSubject, err error) {
 	err = k.do(ctx, "Reseal", func() error {
+		k.checkCall("Reseal", len(subjects))
 		out = make([]access.ResealedSubject, len(subjects))
 		for i, s := range subjects {
 			b, err := k.bundle(s.Subject)
@@ -249,6 +268,7 @@ func (k *ringKeys) Reseal(ctx context.Context, rotation uint32, subjects []acces
 
 func (k *ringKeys) Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) (out []error, err error) {
 	err = k.do(ctx, "Retire", func() error {
+		k.checkCall("Retire", len(subjects))
 		out = make([]error, len(subjects))
 		for i, id := range subjects {
 			b, err := k.bundle(id)
@@ -268,6 +288,7 @@ func (k *ringKeys) Retire(ctx context.Context, rotation uint32, subjects []uuid.
 
 func (k *ringKeys) Reindex(ctx context.Context, subjects []access.ReindexSubject) (out []access.ReindexedSubject, err error) {
 	err = k.do(ctx, "Reindex", func() error {
+		k.checkCall("Reindex", len(subjects))
 		out = make([]access.ReindexedSubject, len(subjects))
 		for i, s := range subjects {
 			b, err := k.bundle(s.Subject)

@@ -18,7 +18,9 @@ func (d *Daemon) newRotator() (*access.Rotator, error) {
 		Broker: d.broker, Keys: d.sidecar, Observer: d.metrics, RotateLedger: d.ledgerKeys.rotate,
 		Gone: func(err error) bool { return errors.Is(err, keys.ErrDestroyed) },
 		Damaged: func(err error) bool {
-			return errors.Is(err, keys.ErrTampered) || errors.Is(err, keys.ErrNoKey) || errors.Is(err, keys.ErrKEKRetired)
+			// ErrInvalid: it has collected so many keys, by rotations that failed for it, that it gets no more.
+			return errors.Is(err, keys.ErrTampered) || errors.Is(err, keys.ErrNoKey) || errors.Is(err, keys.ErrKEKRetired) ||
+				errors.Is(err, keys.ErrInvalid)
 		},
 	})
 }

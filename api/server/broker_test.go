@@ -105,7 +105,7 @@ func newWorld(t *testing.T) *world {
 	}
 	b, err := access.Bootstrap(t.Context(), access.Config{
 		Store: store, Ledger: w.ledger, Vault: v, Opener: c, Sidecar: sidecar.Ring.SidecarID(),
-		FailureCode: func(error) string { return "injected" }, Keys: w.jobs,
+		FailureCode: func(error) string { return "injected" }, Stale: func(error) bool { return false }, Keys: w.jobs,
 	}, raw)
 	if err != nil {
 		t.Fatal(err)

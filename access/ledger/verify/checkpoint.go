@@ -86,8 +86,8 @@ func OpenCheckpoint(signed []byte, origin string, ledger note.Verifier, witnesse
 		return Checkpoint{}, nil, fmt.Errorf("%w: no ledger key to check it with", ErrSignature)
 	}
 	keys := []note.Verifier{ledger}
-	if any, ok := ledger.(anyKey); ok {
-		keys = any.keys
+	if several, ok := ledger.(anyKey); ok {
+		keys = several.keys
 	}
 	n, err := note.Open(signed, verifierList(keys, witnesses))
 	var invalid *note.InvalidSignatureError

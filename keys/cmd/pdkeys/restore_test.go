@@ -119,7 +119,8 @@ func newVaultSide(t *testing.T) *vaultSide {
 		if err := os.WriteFile(v.archive, b.Bytes(), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		v.append(verify.Entry{Kind: verify.KindSubjectErased, SubjectRef: refs[v.erased]})
+		v.append(verify.Entry{Kind: verify.KindSubjectErased, SubjectRef: refs[v.erased], Reason: "subject-request",
+			Erasure: &verify.Erasure{ID: uuid.NewString(), Method: verify.MethodCryptographicErase}})
 		v.witness(server)
 		v.log = v.export()
 	})
