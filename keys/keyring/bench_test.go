@@ -197,3 +197,67 @@ func BenchmarkOpenCold(b *testing.B) {
 		})
 	}
 }
+
+// A rotation of everybody: a new key each and six fields sealed again, then the old key dropped, in batches.
+func BenchmarkRotate(b *testing.B) {
+	const batch = 500
+	engines(b, func(b *testing.B, store kv.Store) {
+		k := benchRing(b, store, 0)
+		subjects := make([]keyring.ResealSubject, 0, batch)
+		ids := make([]uuid.UUID, 0, batch)
+		for _, o := range people(b, k, batch) {
+			s := keyring.ResealSubject{Subject: o.Subject}
+			for _, f := range o.Fields {
+				s.Items = append(s.Items, keyring.ResealItem{Kind: keyring.ItemField, Collection: "profile", Field: f.Field,
+					Version: 1, Ciphertext: f.Ciphertext})
+			}
+			subjects, ids = append(subjects, s), append(ids, o.Subject)
+		}
+		rotation := uint32(0)
+		b.ResetTimer()
+		for b.Loop() {
+			rotation++
+			out, err := k.Reseal(context.Background(), rotation, subjects)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for i := range out {
+				if out[i].Err != nil {
+					b.Fatal(out[i].Err)
+				}
+				for n, c := range out[i].Ciphertexts {
+					subjects[i].Items[n].Ciphertext = c
+				}
+			}
+			errs, err := k.Retire(context.Background(), rotation, ids)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for _, err := range errs {
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		perItem(b, batch)
+	})
+}
+
+// What a second index key costs while an index rotation is under way.
+func BenchmarkIndex(b *testing.B) {
+	k := benchRing(b, memkv.New(), 0)
+	values := []keyring.IndexValue{{Collection: "profile", Field: "email", Normaliser: 1, Value: "a@example.org"}}
+	for _, name := range []string{"1 key", "2 keys"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := k.Index(context.Background(), values); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		if _, err := k.BeginIndex(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -37,7 +37,13 @@ func (k *Keyring) AddKeyset(ctx context.Context, name string) (uint64, error) {
 func (k *Keyring) Refresh(ctx context.Context) error { return k.refresh(ctx) }
 
 // KeyVersions lists the keys of the instance.
-func (k *Keyring) KeyVersions() []KeyVersion { return k.instance.keyVersions() }
+func (k *Keyring) KeyVersions() []KeyVersion {
+	in, err := k.current()
+	if err != nil {
+		return nil
+	}
+	return in.keyVersions()
+}
 
 // RowOf tells rotation and number of keys that a row names.
 func RowOf(b []byte) (rotation uint32, keys int, err error) {
@@ -58,4 +64,15 @@ func WrappedOf(b []byte) []byte {
 		return nil
 	}
 	return r.wrapped
+}
+
+// WitnessPrivate returns the private halves of the witness keys themselves, to see whether they are wiped.
+func (k *Keyring) WitnessPrivate() [][]byte {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	var out [][]byte
+	for _, w := range k.instance.identity.keys {
+		out = append(out, w.private)
+	}
+	return out
 }

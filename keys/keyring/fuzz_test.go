@@ -2,9 +2,11 @@ package keyring
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/tink-crypto/tink-go/v2/aead"
 	"github.com/tink-crypto/tink-go/v2/insecurecleartextkeyset"
@@ -166,4 +168,166 @@ func FuzzTuple(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzTombstone: what parses encodes to the same bytes.
+func FuzzTombstone(f *testing.F) {
+	f.Add(tombstone{9, 1_700_000_000, 3, "erasure"}.encode())
+	f.Add(append([]byte{1}, make([]byte, 24)...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := decodeTombstone(b)
+		if err != nil {
+			if !errors.Is(err, keys.ErrTampered) || got != (tombstone{}) {
+				t.Errorf("failed with %v and a result", err)
+			}
+			return
+		}
+		if !bytes.Equal(got.encode(), b) {
+			t.Error("encodes to other bytes")
+		}
+	})
+}
+
+// FuzzIdentity: what parses encodes to the same bytes, and each of its keys signs.
+func FuzzIdentity(f *testing.F) {
+	id := newIdentity(time.Unix(1_700_000_000, 0))
+	f.Add([]byte(id.encode()))
+	older := id.keys[0]
+	older.retire = 1_800_000_000
+	id.keys = []witnessKey{newWitnessKey(2, time.Unix(1_700_000_001, 0)), older}
+	f.Add([]byte(id.encode()))
+	f.Add(append([]byte{1}, make([]byte, 48)...)) // the format before
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := parseIdentity(b)
+		if err != nil {
+			if !errors.Is(err, keys.ErrTampered) || got != nil {
+				t.Errorf("failed with %v and a result", err)
+			}
+			return
+		}
+		if !bytes.Equal(got.encode(), b) {
+			t.Error("encodes to other bytes")
+		}
+		for _, w := range got.keys {
+			if !ed25519.Verify(w.public, []byte("x"), ed25519.Sign(w.private, []byte("x"))) {
+				t.Error("accepted, and does not sign")
+			}
+		}
+	})
+}
+
+// FuzzVersions: what parses encodes to the same bytes, versions ascend, and no two have one key.
+func FuzzVersions(f *testing.F) {
+	f.Add(encodeVersions([]keyVersion{{1, 7, 1_700_000_000}}))
+	f.Add(append(encodeVersions([]keyVersion{{1, 7, 1_700_000_000}, {3, 8, 0}}), 8, 9))
+	f.Add(encodeVersions([]keyVersion{{1, 7, 0}, {2, 7, 0}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		versions, rest, err := decodeVersions(b)
+		if err != nil {
+			if !errors.Is(err, keys.ErrTampered) || versions != nil || rest != nil {
+				t.Errorf("failed with %v and a result", err)
+			}
+			return
+		}
+		if !bytes.Equal(append(encodeVersions(versions), rest...), b) {
+			t.Error("encodes to other bytes")
+		}
+		seen := make(map[uint32]bool)
+		for i, v := range versions {
+			if v.version == 0 || seen[v.id] || i > 0 && v.version <= versions[i-1].version {
+				t.Errorf("accepted %v", versions)
+			}
+			seen[v.id] = true
+		}
+	})
+}
+
+// FuzzKeyset: no bytes make it panic; a keyset that is accepted is ready for use, a key for each version.
+func FuzzKeyset(f *testing.F) {
+	for _, name := range []string{"index", "token", "service"} {
+		s, err := newKeyset(name, time.Unix(1_700_000_000, 0))
+		if err != nil {
+			f.Fatal(err)
+		}
+		for range 2 {
+			b, err := s.serialise()
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(name, []byte(b))
+			if err := s.add(name, time.Unix(1_700_000_001, 0)); err != nil {
+				f.Fatal(err)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, name string, b []byte) {
+		if _, ok := keysetKinds[name]; !ok {
+			return
+		}
+		got, err := makeReady(name, b)
+		if err != nil {
+			if !errors.Is(err, keys.ErrTampered) || got.keys != 0 || got.index != nil {
+				t.Errorf("failed with %v and a result", err)
+			}
+			return
+		}
+		in := (&instance{rows: make(map[string][]byte), versions: make(map[string][]keyVersion)}).with(got, nil)
+		switch name {
+		case "index":
+			tokens, err := in.indexTokens(&IndexValue{Collection: "a", Field: "b"}, []byte("c"))
+			if err != nil || len(tokens) != got.keys {
+				t.Errorf("accepted, and gives %d tokens: %v", len(tokens), err)
+			}
+		case "token":
+			tag, err := in.token.ComputeMAC([]byte("x"))
+			if err != nil || in.token.VerifyMAC(tag, []byte("x")) != nil {
+				t.Errorf("accepted, and does not verify: %v", err)
+			}
+		case "service":
+			c, err := in.service.Encrypt([]byte("x"), nil)
+			if err == nil {
+				_, err = in.service.Decrypt(c, nil)
+			}
+			if err != nil {
+				t.Errorf("accepted, and does not open: %v", err)
+			}
+		}
+	})
+}
+
+// A list of versions that is not that of the keys beside it is refused, and so are keys of another keyset.
+func TestForeignVersionsAreRefused(t *testing.T) {
+	s, err := newKeyset("index", time.Unix(0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.add("index", time.Unix(0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	good := s.versions
+	for name, versions := range map[string][]keyVersion{
+		"exchanged":   {{1, good[1].id, 0}, {2, good[0].id, 0}},
+		"one missing": good[1:],
+		"one more":    {good[0], {2, good[0].id ^ good[1].id ^ 1, 0}, {3, good[1].id, 0}},
+		"another":     {{1, good[0].id + 1, 0}, good[1]},
+	} {
+		s.versions = versions
+		b, err := s.serialise()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseKeyset("index", b); !errors.Is(err, keys.ErrTampered) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	s.versions = good
+	b, err := s.serialise()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]error{"index": nil, "token": keys.ErrTampered, "service": keys.ErrTampered} {
+		if _, err := parseKeyset(name, b); !errors.Is(err, want) {
+			t.Errorf("as %s: %v", name, err)
+		}
+	}
 }

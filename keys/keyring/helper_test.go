@@ -259,6 +259,21 @@ func wantErr(t testing.TB, err, want error) {
 	}
 }
 
+// wantWiped fails the test unless every secret that the KEK was given or gave, at least so many, is overwritten.
+func (r *ring) wantWiped(atLeast int) {
+	r.t.Helper()
+	r.kek.mu.Lock()
+	defer r.kek.mu.Unlock()
+	if len(r.kek.kept) < atLeast {
+		r.t.Fatalf("only %d secrets were seen", len(r.kek.kept))
+	}
+	for i, secret := range r.kek.kept {
+		if !bytes.Equal(secret, make([]byte, len(secret))) {
+			r.t.Errorf("secret %d of %d bytes was not wiped", i, len(secret))
+		}
+	}
+}
+
 // raw reads and writes the key store behind the keyring's back.
 func (r *ring) raw(fn func(kv.Writer) error) {
 	r.t.Helper()

@@ -334,8 +334,7 @@ func (k *Keyring) load(ctx context.Context) error {
 		return fmt.Errorf("unwrapping the instance's keysets: %w", err)
 	}
 	defer wipeAll(clear)
-	in := new(instance)
-	in.rows, in.versions = make(map[string][]byte), make(map[string][]keyVersion)
+	in := &instance{rows: make(map[string][]byte), versions: make(map[string][]keyVersion)}
 	for i, name := range keysetNames {
 		p, err := makeReady(name, clear[i])
 		if err == nil && p.keys != int(decoded[i].keys) {

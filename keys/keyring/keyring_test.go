@@ -858,16 +858,7 @@ func TestSecretsAreWiped(t *testing.T) {
 	r := newRing(t, nil)
 	s, c := r.mustCreate("value")
 	r.reopen().wantOpen(s, c, "value")
-	r.kek.mu.Lock()
-	defer r.kek.mu.Unlock()
-	if len(r.kek.kept) < 10 {
-		t.Fatalf("only %d secrets were seen", len(r.kek.kept))
-	}
-	for i, secret := range r.kek.kept {
-		if !bytes.Equal(secret, make([]byte, len(secret))) {
-			t.Errorf("secret %d of %d bytes was not wiped", i, len(secret))
-		}
-	}
+	r.wantWiped(10)
 }
 
 func TestSecretsDoNotPrint(t *testing.T) {

@@ -76,8 +76,9 @@ type unlocked struct {
 	err    error
 }
 
-// maxRounds bounds how often bundles starts again when rows change under it.
-const maxRounds = 4
+// maxRounds bounds how often something starts again when rows change under it. A rotation changes a row twice, an
+// epoch once.
+const maxRounds = 8
 
 // bundles returns the bundles of subjects, from the cache where the key store still holds the row that
 // they were unwrapped from, through the KEK where it does not. When the KEK was asked, the key store is
