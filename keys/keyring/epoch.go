@@ -57,12 +57,6 @@ func floorOf(r kv.Reader) (uint64, error) {
 	return decodeFloor(values[0])
 }
 
-// below reports whether wrapped may not be written at a floor. What is not the KEK's is not written either.
-func (k *Keyring) below(wrapped []byte, floor uint64) bool {
-	version, err := k.cfg.KEK.Version(wrapped)
-	return err != nil || version < floor
-}
-
 // newestVersion asks the KEK which version wraps now.
 func (k *Keyring) newestVersion(ctx context.Context) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, k.cfg.KEKTimeout)
@@ -526,6 +520,7 @@ type lifted struct {
 	key, old []byte
 	row      row
 	context  []byte
+	version  uint64 // of the KEK, that has wrapped it now
 }
 
 // batch gives the rows of page that are below target.
@@ -599,11 +594,13 @@ func (e *epochs) call(ctx context.Context, batch []lifted, target uint64, found 
 			continue
 		case err != nil:
 			return nil, kekError(err)
-		case len(r.Data) == 0 || len(r.Data) > maxWrappedBytes || k.below(r.Data, target):
+		}
+		version, err := k.cfg.KEK.Version(r.Data)
+		if err != nil || version < target || len(r.Data) > maxWrappedBytes {
 			return nil, fmt.Errorf("KEK wrapped under an older version, or gave nothing: %w", keys.ErrUnavailable)
 		}
 		l := batch[i]
-		l.row.wrapped = r.Data
+		l.row.wrapped, l.version = r.Data, version
 		out = append(out, l)
 	}
 	return out, nil
@@ -670,7 +667,7 @@ func (k *Keyring) lift(part []lifted, size int, written *int) *change {
 				return false, err
 			}
 			for i, l := range part {
-				if !bytes.Equal(values[i], l.old) || k.below(l.row.wrapped, floor) {
+				if !bytes.Equal(values[i], l.old) || l.version < floor {
 					continue
 				}
 				*written++
