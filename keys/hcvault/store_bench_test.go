@@ -89,6 +89,31 @@ func BenchmarkStore(b *testing.B) {
 		}
 		b.ReportMetric(100*float64(b.N)/b.Elapsed().Seconds(), "lookups/s")
 	})
+	set := func(i int) {
+		err := s.Update(context.Background(), func(w kv.Writer) error {
+			w.Set(key(i), make([]byte, 250))
+			return nil
+		})
+		if err != nil {
+			b.Error(err)
+		}
+	}
+	b.Run("Commit/callers=1", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			set(i)
+		}
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "commits/s")
+	})
+	b.Run("Commit/callers=32", func(b *testing.B) {
+		var next atomic.Int64
+		b.SetParallelism(16)
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				set(int(next.Add(1)))
+			}
+		})
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "commits/s")
+	})
 	for _, n := range []int{1, 1000} {
 		b.Run(fmt.Sprintf("Removal/rows=%d", n), func(b *testing.B) { // waits until HashiCorp Vault holds them no more
 			for b.Loop() {
