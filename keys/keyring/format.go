@@ -100,7 +100,8 @@ func indexInput(v *IndexValue, value []byte) []byte {
 //	0       1     format, 0x02
 //	1       8     generation of the key store at which the row was written, big endian, never 0
 //	9       4     rotation of subjects' keys that made the newest key in it, big endian; 0: none has
-//	13      1     number of keys in it, never 0
+//	13      1     number of keys in it, never 0; the high bit is set when the older ones were left in it though nobody
+//	              is known to have anything sealed under them, see Keyring.spare
 //	14      1     length n of the KEK's name, never 0
 //	15      n     name of the KEK
 //	15+n    rest  what the KEK returned, never empty
@@ -118,13 +119,15 @@ type row struct {
 	generation uint64
 	rotation   uint32
 	keys       uint8
+	spare      bool
 	kek        string
 	wrapped    []byte
 }
 
 const (
 	rowFormat = 0x02
-	rowHeader = 15 // bytes before the KEK's name
+	spareKeys = 0x80 // beside the number of keys
+	rowHeader = 15   // bytes before the KEK's name
 )
 
 func (r row) encode() []byte {
@@ -132,7 +135,11 @@ func (r row) encode() []byte {
 	b = append(b, rowFormat)
 	b = binary.BigEndian.AppendUint64(b, r.generation)
 	b = binary.BigEndian.AppendUint32(b, r.rotation)
-	b = append(b, r.keys)
+	if r.spare {
+		b = append(b, r.keys|spareKeys)
+	} else {
+		b = append(b, r.keys)
+	}
 	b = append(b, byte(len(r.kek)))
 	b = append(b, r.kek...)
 	return append(b, r.wrapped...)
@@ -148,7 +155,7 @@ func decodeRow(b []byte) (row, error) {
 		return row{}, fmt.Errorf("row is cut short: %w", keys.ErrTampered)
 	}
 	r := row{
-		generation: binary.BigEndian.Uint64(b[1:]), rotation: binary.BigEndian.Uint32(b[9:]), keys: b[13],
+		generation: binary.BigEndian.Uint64(b[1:]), rotation: binary.BigEndian.Uint32(b[9:]), keys: b[13] &^ spareKeys, spare: b[13]&spareKeys != 0,
 		kek: string(b[rowHeader : rowHeader+n]), wrapped: b[rowHeader+n:],
 	}
 	if r.generation == 0 || r.keys == 0 {

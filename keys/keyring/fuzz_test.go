@@ -18,7 +18,7 @@ import (
 
 // FuzzRow: what parses encodes to the same bytes; what does not is ErrTampered and gives nothing.
 func FuzzRow(f *testing.F) {
-	f.Add(row{7, 3, 2, "localkek", []byte{1, 0, 0, 0, 1, 9}}.encode())
+	f.Add(row{7, 3, 2, true, "localkek", []byte{1, 0, 0, 0, 1, 9}}.encode())
 	f.Add([]byte{2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 'x'})
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 'x', 0, 0, 0, 0, 0, 0, 0})
 	f.Add([]byte{})

@@ -100,6 +100,8 @@ const (
 	phaseVerify = "verify" // nothing can be written under an older one; everything is looked at again
 	phaseRetire = "retire" // the older ones are destroyed
 	phaseDone   = "done"
+
+	phaseOrphans = "orphans" // the driver has done every subject that it knows
 )
 
 var prefixJob = keyState("job/")
@@ -544,6 +546,11 @@ func (k *Keyring) finishable(ctx context.Context, id uuid.UUID) error {
 		}
 		return rotated(found[0].row, r.Target)
 	case ScopeAllSubjects:
+		if r.Phase == phaseOrphans {
+			if err := k.spare(ctx, uint32(r.Target)); err != nil {
+				return err
+			}
+		}
 		return k.scan(ctx, prefixBundle, nil, func(p kv.Pair) error { return rotated(p.Value, r.Target) })
 	case ScopeIndex:
 		return k.endIndex(ctx, uint32(r.Target))
@@ -557,11 +564,14 @@ func rotated(b []byte, target uint64) error {
 	if err != nil {
 		return err
 	}
-	if uint64(r.rotation) < target || r.keys != 1 {
+	if uint64(r.rotation) < target || r.keys != 1 && !r.spare {
 		return fmt.Errorf("a bundle holds an older key: %w", keys.ErrInvalid)
 	}
 	return nil
 }
+
+// Rotation is the newest rotation of subjects' keys that was begun.
+func (k *Keyring) Rotation() uint32 { return k.currentRotation() }
 
 // currentRotation is the newest rotation of subjects' keys, which new bundles belong to.
 func (k *Keyring) currentRotation() uint32 { return k.rotation.Load() }

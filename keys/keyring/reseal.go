@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/vault/kv"
 	"github.com/tink-crypto/tink-go/v2/keyset"
 )
 
@@ -69,14 +70,14 @@ func (k *Keyring) Reseal(ctx context.Context, rotation uint32, subjects []Reseal
 			ids = append(ids, s.Subject)
 		}
 	}
-	renewed, err := k.rework(ctx, ids, addKey, func(r row) (uint32, bool, error) {
+	renewed, err := k.rework(ctx, ids, addKey, func(r row) (plan, error) {
 		if r.rotation >= rotation {
-			return 0, false, nil
+			return plan{}, nil
 		}
 		if r.keys >= maxBundleKeys {
-			return 0, false, fmt.Errorf("bundle has too many keys, retire the older ones first: %w", keys.ErrInvalid)
+			return plan{}, fmt.Errorf("bundle has too many keys, retire the older ones first: %w", keys.ErrInvalid)
 		}
-		return rotation, true, nil
+		return plan{needed: true, rotation: rotation}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -198,11 +199,11 @@ func (k *Keyring) Retire(ctx context.Context, rotation uint32, subjects []uuid.U
 			ids = append(ids, s)
 		}
 	}
-	retired, err := k.rework(ctx, ids, keepNewest, func(r row) (uint32, bool, error) {
+	retired, err := k.rework(ctx, ids, keepNewest, func(r row) (plan, error) {
 		if r.rotation < rotation {
-			return 0, false, fmt.Errorf("bundle is of an older rotation: %w", keys.ErrInvalid)
+			return plan{}, fmt.Errorf("bundle is of an older rotation: %w", keys.ErrInvalid)
 		}
-		return r.rotation, r.keys > 1, nil
+		return plan{needed: r.keys > 1, rotation: r.rotation}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -214,14 +215,72 @@ func (k *Keyring) Retire(ctx context.Context, rotation uint32, subjects []uuid.U
 	return out, nil
 }
 
-// rework puts what edit makes of a bundle in its place, durably, for those of subjects whose row plan finds that
-// it is needed for; plan also gives the rotation that the new row names. Outcomes are in the order of subjects,
+// maxSpareKeys is how many keys a bundle may gather that no driver of a rotation knows. One that has been through so
+// many rotations has nothing sealed under its older keys.
+const maxSpareKeys = 8
+
+// spare gives every bundle that is older than rotation a new key, when the driver of the rotation has done all
+// subjects that it knows: these are left over from subjects that never came to be. Their older keys are left in
+// them, marked as spare. Should a driver have missed somebody, because its store hid a row, nothing is lost.
+func (k *Keyring) spare(ctx context.Context, rotation uint32) error {
+	var ids []uuid.UUID
+	flush := func() error {
+		older := func(r row) (plan, error) {
+			return plan{needed: r.rotation < rotation, rotation: rotation, spare: true}, nil
+		}
+		full := func(r row) (plan, error) {
+			return plan{needed: r.rotation < rotation && r.keys >= maxSpareKeys, rotation: r.rotation}, nil
+		}
+		if _, err := k.rework(ctx, ids, keepNewest, full); err != nil {
+			return err
+		}
+		done, err := k.rework(ctx, ids, addKey, older)
+		if err != nil {
+			return err
+		}
+		for _, u := range done {
+			if u.err != nil && !isOf(u.err, keys.ErrDestroyed) {
+				return u.err
+			}
+		}
+		ids = ids[:0]
+		return nil
+	}
+	err := k.scan(ctx, prefixBundle, nil, func(p kv.Pair) error {
+		r, err := decodeRow(p.Value)
+		if err != nil || r.rotation >= rotation {
+			return err
+		}
+		id, err := uuid.FromBytes(p.Key[len(prefixBundle):])
+		if err != nil {
+			return fmt.Errorf("key of a bundle: %w", keys.ErrTampered)
+		}
+		if ids = append(ids, id); len(ids) < maxBatch {
+			return nil
+		}
+		return flush()
+	})
+	if err != nil {
+		return err
+	}
+	return flush()
+}
+
+// plan is what rework is to do with a row: nothing unless needed; rotation and spare are what the new row says.
+type plan struct {
+	needed   bool
+	rotation uint32
+	spare    bool
+}
+
+// rework puts what edit makes of a bundle in its place, durably, for those of subjects whose row decide finds
+// that it is needed for. Outcomes are in the order of subjects,
 // each once: the new bundle, an error, or neither where nothing was needed.
 //
 // Between reading a row and replacing it nothing is locked: the transaction writes only over the very row that was
 // read, else the round is begun again. After an error it may have been done; the repetition finds out.
 func (k *Keyring) rework(ctx context.Context, subjects []uuid.UUID, edit func(*keyset.Handle) (*keyset.Handle, error),
-	plan func(row) (rotation uint32, needed bool, err error)) ([]unlocked, error) {
+	decide func(row) (plan, error)) ([]unlocked, error) {
 	out := make([]unlocked, len(subjects))
 	todo := make([]int, len(subjects))
 	for i := range todo {
@@ -230,7 +289,7 @@ func (k *Keyring) rework(ctx context.Context, subjects []uuid.UUID, edit func(*k
 	for range maxRounds {
 		var again []int
 		for part := range slices.Chunk(todo, maxBatch) {
-			overtaken, err := k.reworkPart(ctx, subjects, part, out, edit, plan)
+			overtaken, err := k.reworkPart(ctx, subjects, part, out, edit, decide)
 			if err != nil {
 				return nil, err
 			}
@@ -248,16 +307,16 @@ func (k *Keyring) rework(ctx context.Context, subjects []uuid.UUID, edit func(*k
 
 // reworked is a bundle on its way through reworkPart.
 type reworked struct {
-	index    int // in the outcomes of rework
-	was      []byte
-	row      row
-	rotation uint32
-	bundle   *bundle
+	index  int // in the outcomes of rework
+	was    []byte
+	row    row
+	plan   plan
+	bundle *bundle
 }
 
 // reworkPart does one round for subjects[which...] and returns those of which whose rows changed meanwhile.
 func (k *Keyring) reworkPart(ctx context.Context, subjects []uuid.UUID, which []int, out []unlocked,
-	edit func(*keyset.Handle) (*keyset.Handle, error), plan func(row) (uint32, bool, error)) (again []int, err error) {
+	edit func(*keyset.Handle) (*keyset.Handle, error), decide func(row) (plan, error)) (again []int, err error) {
 	ids := make([]uuid.UUID, len(which))
 	for n, i := range which {
 		ids[n] = subjects[i]
@@ -275,15 +334,14 @@ func (k *Keyring) reworkPart(ctx context.Context, subjects []uuid.UUID, which []
 			continue
 		}
 		r, err := k.checkRow(found[n].row)
-		var rotation uint32
-		var needed bool
+		var p plan
 		if err == nil {
-			rotation, needed, err = plan(r)
+			p, err = decide(r)
 		}
-		if out[i].err = err; err != nil || !needed {
+		if out[i].err = err; err != nil || !p.needed {
 			continue
 		}
-		work = append(work, reworked{index: i, was: found[n].row, row: r, rotation: rotation})
+		work = append(work, reworked{index: i, was: found[n].row, row: r, plan: p})
 		items = append(items, KEKItem{bundleContext(k.cfg.Instance, ids[n]), r.wrapped})
 	}
 	if len(work) == 0 {
@@ -307,7 +365,7 @@ func (k *Keyring) reworkPart(ctx context.Context, subjects []uuid.UUID, which []
 			out[w.index].err = err
 			continue
 		}
-		w.bundle.rotation = w.rotation
+		w.bundle.rotation = w.plan.rotation
 		edited, owners, serialised = append(edited, w), append(owners, subjects[w.index]), append(serialised, s)
 	}
 	wrapped, err := k.wrapBundles(ctx, owners, serialised)
@@ -323,7 +381,7 @@ func (k *Keyring) reworkPart(ctx context.Context, subjects []uuid.UUID, which []
 		}
 		ready = append(ready, w)
 		changes = append(changes, rowChange{subject: subjects[w.index], was: w.was, wrapped: wrapped[n].Data,
-			rotation: w.rotation, keys: w.bundle.keys})
+			rotation: w.plan.rotation, keys: w.bundle.keys, spare: w.plan.spare})
 	}
 	for n, o := range k.commitRows(ctx, changes) {
 		switch w := ready[n]; {

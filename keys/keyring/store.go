@@ -223,6 +223,7 @@ type rowChange struct {
 	wrapped  []byte
 	rotation uint32
 	keys     int
+	spare    bool
 }
 
 // rowOutcome is what became of a rowChange: the row as it is stored now, or why it is not.
@@ -278,7 +279,7 @@ func (k *Keyring) commitPart(ctx context.Context, part []rowChange) []rowOutcome
 				if out[i].err != nil {
 					continue
 				}
-				out[i].row = row{generation, c.rotation, uint8(c.keys), k.cfg.KEK.Name(), c.wrapped}.encode()
+				out[i].row = row{generation, c.rotation, uint8(c.keys), c.spare, k.cfg.KEK.Name(), c.wrapped}.encode()
 				w.Set(asked[1+2*i], out[i].row)
 				if c.keyset == "" {
 					w.Set(keyNewest, c.subject[:])

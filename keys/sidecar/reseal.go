@@ -12,8 +12,10 @@ import (
 
 // Reseal implements the call of this name. What is sealed again is never handed out: plaintext stays between two
 // lines of the keyring.
+//
+// A rotation that was never begun is refused: bundles that name it would be passed over by those to come.
 func (s *Server) Reseal(ctx context.Context, req *keyspb.ResealRequest) (*keyspb.ResealResponse, error) {
-	if len(req.Subjects) == 0 || len(req.Subjects) > MaxItems || countItems(req.Subjects) > MaxResealItems {
+	if req.Rotation > s.ring.Rotation() || len(req.Subjects) == 0 || len(req.Subjects) > MaxItems || countItems(req.Subjects) > MaxResealItems {
 		return nil, failure(keyspb.Code_INVALID, whyMessage)
 	}
 	resp := &keyspb.ResealResponse{Subjects: make([]*keyspb.ResealedSubject, len(req.Subjects))}

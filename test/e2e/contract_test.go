@@ -23,6 +23,8 @@ var routes = []struct {
 	{regexp.MustCompile(`^/v1/consents/[^/]+/withdrawal$`), "/v1/consents/{id}/withdrawal"},
 	{regexp.MustCompile(`^/v1/access-records/[^/]+/proof$`), "/v1/access-records/{index}/proof"},
 	{regexp.MustCompile(`^/v1/access-records/[^/]+$`), "/v1/access-records/{index}"},
+	{regexp.MustCompile(`^/v1/erasures/[^/]+$`), "/v1/erasures/{id}"},
+	{regexp.MustCompile(`^/v1/keys/rotations/[^/]+$`), "/v1/keys/rotations/{id}"},
 	{regexp.MustCompile(`^/v1/policy/versions/[^/]+$`), "/v1/policy/versions/{version}"},
 }
 

@@ -69,7 +69,7 @@ func TestErasedIsGoneAndTheCertificateSaysSo(t *testing.T) {
 	i.create(person(2)) // the unique value is free again
 
 	out, err := i.verifyErasure(certificate)
-	if err != nil || !strings.Contains(out, "provisional") {
+	if err != nil || !strings.Contains(out, "until the next epoch") {
 		t.Errorf("certificate before the epoch: %v\n%s", err, out)
 	}
 	if _, err := i.verifyErasure(bytes.Replace(certificate, []byte("subject-request"), []byte("account-closed"), 1)); err == nil {
@@ -84,7 +84,7 @@ func TestErasedIsGoneAndTheCertificateSaysSo(t *testing.T) {
 	if final.Status != http.StatusOK || bytes.Contains(final.Body, []byte(subject)) {
 		t.Fatalf("final certificate: %d %s", final.Status, final.Body)
 	}
-	if out, err := i.verifyErasure(final.Body); err != nil || !strings.Contains(out, "final") {
+	if out, err := i.verifyErasure(final.Body); err != nil || !strings.Contains(out, "and final") {
 		t.Errorf("certificate after the epoch: %v\n%s", err, out)
 	}
 	act := i.call("privacy", "GET", "/v1/erasures/"+c.ID, "", "Accept", "text/html")

@@ -152,9 +152,6 @@ func TestTheRootKeyRotatesUnderTraffic(t *testing.T) {
 func TestASecondRotationIsRefusedWhileOneRuns(t *testing.T) {
 	i := start(t, stackOptions())
 	for n := range 500 {
-		if n%50 == 0 {
-			t.Logf("%d created", n)
-		}
 		i.create(person(n))
 	}
 	id := i.rotate("all-subjects")

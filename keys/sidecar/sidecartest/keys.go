@@ -135,6 +135,9 @@ func (k *Keys) DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, re
 	return keyring.Destroyed{Generation: k.ring.Generation(), KEKVersion: 1}, nil
 }
 
+// Rotation implements sidecar.Keyring.
+func (k *Keys) Rotation() uint32 { return 2 }
+
 // Reseal implements sidecar.Keyring: each ciphertext turns into itself and "+", but the one "newest", which needs
 // nothing.
 func (k *Keys) Reseal(ctx context.Context, rotation uint32, subjects []keyring.ResealSubject) ([]keyring.ResealedSubject, error) {

@@ -20,6 +20,11 @@ func HashiCorpKEK(ctx context.Context, hc *hcserver.Server, dir string) (string,
 	if err := os.WriteFile(roleID, []byte(role.RoleID+"\n"), 0o600); err != nil {
 		return "", err
 	}
+	epochID := filepath.Join(dir, "epoch-role-id")
+	if err := os.WriteFile(epochID, []byte(role.EpochRoleID+"\n"), 0o600); err != nil {
+		return "", err
+	}
 	return fmt.Sprintf("{type: hcvault, hcvault: {address: %q, key: %s, allow_plain_http_on_loopback: true, "+
-		"approle: {role_id_file: %q, secret_id_file: %q}}}", hc.Address(), role.Key, roleID, role.SecretIDFile), nil
+		"approle: {role_id_file: %q, secret_id_file: %q}, epoch: {role_id_file: %q, secret_id_file: %q}}}",
+		hc.Address(), role.Key, roleID, role.SecretIDFile, epochID, role.EpochSecretIDFile), nil
 }
