@@ -562,7 +562,7 @@ func TestEpochKeepsTheCache(t *testing.T) {
 			r.wantOpen(s, c, "value")
 		}
 	}
-	const proofs = 2 * 6 * 2 // of each epoch, batch by batch, one row before and after
+	const proofs = 2 * 6 * 2                              // of each epoch, batch by batch, one row before and after
 	if n := r.kek.unwraps.Load() - before; n > proofs+8 { // the sweeper may take over the keysets of the instance
 		t.Errorf("%d bundles were unwrapped again", n-proofs)
 	}
