@@ -24,18 +24,28 @@ func (k *Keyring) Inventory(ctx context.Context) (Inventory, error) {
 	if err != nil {
 		return Inventory{}, err
 	}
-	if k.cfg.Epochs != nil && k.cfg.EpochInterval > 0 {
-		last, err := k.lastEpoch(ctx)
-		if err != nil {
-			return Inventory{}, err
-		}
-		inv.EpochInterval = k.cfg.EpochInterval
-		if last.IsZero() {
-			last = k.cfg.Now()
-		}
-		inv.NextEpoch = last.Add(k.cfg.EpochInterval).UTC()
+	if inv.NextEpoch, inv.EpochInterval, err = k.NextEpoch(ctx); err != nil {
+		return Inventory{}, err
 	}
 	return inv, nil
+}
+
+// NextEpoch tells by when the next epoch is due, and how long after that the one that follows; zero when none is planned.
+func (k *Keyring) NextEpoch(ctx context.Context) (due time.Time, interval time.Duration, err error) {
+	if _, err := k.current(); err != nil {
+		return time.Time{}, 0, err
+	}
+	if k.cfg.Epochs == nil || k.cfg.EpochInterval == 0 {
+		return time.Time{}, 0, nil
+	}
+	last, err := k.lastEpoch(ctx)
+	if err != nil {
+		return time.Time{}, 0, err
+	}
+	if last.IsZero() {
+		last = k.cfg.Now()
+	}
+	return last.Add(k.cfg.EpochInterval).UTC(), k.cfg.EpochInterval, nil
 }
 
 type versionKey struct {

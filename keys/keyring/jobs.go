@@ -170,7 +170,7 @@ func decodeJob(b []byte) (jobRecord, error) {
 	if err := json.Unmarshal(b, &r, json.RejectUnknownMembers(true)); err != nil || r.Format != jobFormat || r.ID == uuid.Nil {
 		return jobRecord{}, damaged
 	}
-	if !slices.Contains(scopes, r.Scope) || (r.Scope == ScopeSubject) != (r.Subject != uuid.Nil) || r.Recorded < -1 {
+	if !slices.Contains(Scopes, r.Scope) || (r.Scope == ScopeSubject) != (r.Subject != uuid.Nil) || r.Recorded < -1 {
 		return jobRecord{}, damaged
 	}
 	switch r.State {
@@ -207,7 +207,8 @@ func (r *jobRecord) end(now time.Time, failure string) {
 	r.Done = r.Total
 }
 
-var scopes = []string{ScopeKEK, ScopeSubject, ScopeAllSubjects, ScopeIndex, ScopeToken, ScopeLedger, ScopeWitness}
+// Scopes lists the scopes of rotations.
+var Scopes = []string{ScopeKEK, ScopeSubject, ScopeAllSubjects, ScopeIndex, ScopeToken, ScopeLedger, ScopeWitness}
 
 // atOnce tells the scopes that take no time, so that they neither wait for others nor hold them up.
 func atOnce(scope string) bool { return scope == ScopeToken || scope == ScopeWitness }
@@ -228,7 +229,7 @@ func (k *Keyring) StartJob(ctx context.Context, scope string, subject uuid.UUID,
 	if _, err := k.current(); err != nil {
 		return Job{}, err
 	}
-	if !slices.Contains(scopes, scope) || (scope == ScopeSubject) != (subject != uuid.Nil) || by == "" || len(by) > maxBy {
+	if !slices.Contains(Scopes, scope) || (scope == ScopeSubject) != (subject != uuid.Nil) || by == "" || len(by) > maxBy {
 		return Job{}, fmt.Errorf("scope, subject or author of a rotation: %w", keys.ErrInvalid)
 	}
 	id, err := uuid.NewV7()

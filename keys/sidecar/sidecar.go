@@ -64,6 +64,7 @@ type Keyring interface {
 	Jobs(ctx context.Context) ([]keyring.Job, error)
 	AdvanceJob(ctx context.Context, id uuid.UUID, p keyring.Progress) (keyring.Job, error)
 	Inventory(ctx context.Context) (keyring.Inventory, error)
+	NextEpoch(ctx context.Context) (due time.Time, interval time.Duration, err error)
 
 	// LoadState returns nil when nothing was saved under name. SaveState is durable when it returns nil.
 	LoadState(ctx context.Context, name string) ([]byte, error)
@@ -151,6 +152,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, ring: cfg.Keyring, id: cfg.Keyring.SidecarID(), budget: newBudget(cfg.Budget, cfg.Now)}
+	s.count.turn = make(chan struct{}, 1)
 	cosigner, err := newCosigner(witnessName(cfg.Instance, s.id), cfg.Keyring)
 	if err != nil {
 		return nil, fmt.Errorf("preparing witness key: %w", err)
@@ -283,8 +285,8 @@ func (s *Server) Status(ctx context.Context, _ *keyspb.StatusRequest) (*keyspb.S
 		r.WitnessedRoot = seen.Root[:]
 	}
 	// A status that lacks the next epoch is of more use than none.
-	if in, err := s.inventory(ctx, statusAge); err == nil {
-		r.NextEpoch = unixMilli(in.NextEpoch)
+	if next, _, err := s.ring.NextEpoch(ctx); err == nil {
+		r.NextEpoch = unixMilli(next)
 	}
 	return r, nil
 }

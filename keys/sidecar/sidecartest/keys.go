@@ -242,3 +242,11 @@ func (k *Keys) Inventory(context.Context) (keyring.Inventory, error) {
 	k.ask("Inventory")
 	return k.inventory, nil
 }
+
+// NextEpoch implements sidecar.Keyring, with what SetInventory has set.
+func (k *Keys) NextEpoch(context.Context) (due time.Time, interval time.Duration, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ask("NextEpoch")
+	return k.inventory.NextEpoch, k.inventory.EpochInterval, nil
+}

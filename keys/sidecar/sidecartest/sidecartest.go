@@ -87,7 +87,7 @@ func (r *Ring) tellDeadline(ctx context.Context, op string) {
 var _ sidecar.Keyring = (*Ring)(nil)
 
 // Before makes the ring call f at the start of each call: Seal, Prepare, Index, Open, Ready, SaveState, DestroyRef,
-// Reseal, Retire, Reindex, StartJob, Jobs, AdvanceJob, Inventory. An error is returned as the call's own. Nil ends it.
+// Reseal, Retire, Reindex, StartJob, Jobs, AdvanceJob, Inventory, NextEpoch. An error is returned as the call's own. Nil ends it.
 func (r *Ring) Before(f func(op string) error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -194,6 +194,7 @@ type keysOf interface {
 	Jobs(ctx context.Context) ([]keyring.Job, error)
 	AdvanceJob(ctx context.Context, id uuid.UUID, p keyring.Progress) (keyring.Job, error)
 	Inventory(ctx context.Context) (keyring.Inventory, error)
+	NextEpoch(ctx context.Context) (due time.Time, interval time.Duration, err error)
 }
 
 var (
@@ -277,6 +278,14 @@ func (r *Ring) Inventory(ctx context.Context) (keyring.Inventory, error) {
 		return keyring.Inventory{}, err
 	}
 	return r.about().Inventory(ctx)
+}
+
+// NextEpoch implements sidecar.Keyring.
+func (r *Ring) NextEpoch(ctx context.Context) (due time.Time, interval time.Duration, err error) {
+	if err := r.enter("NextEpoch", ""); err != nil {
+		return time.Time{}, 0, err
+	}
+	return r.about().NextEpoch(ctx)
 }
 
 // World is one sidecar and one ledger.
