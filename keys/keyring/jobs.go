@@ -365,7 +365,7 @@ func (k *Keyring) insertJob(ctx context.Context, rec jobRecord) (jobRecord, erro
 		return jobRecord{}, refused
 	}
 	raise32(&k.rotation, rotation)
-	k.cfg.Logger.Info("rotation begun", "scope", out.Scope, "job", out.ID, "by", out.By, "target", out.Target)
+	k.cfg.Logger.Info("rotation begun", "scope", out.Scope, "job", out.ID, "target", out.Target)
 	return out, nil
 }
 
