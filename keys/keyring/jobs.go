@@ -571,9 +571,6 @@ func rotated(b []byte, target uint64) error {
 	return nil
 }
 
-// Rotation is the newest rotation of subjects' keys that was begun.
-func (k *Keyring) Rotation() uint32 { return k.currentRotation() }
-
 // currentRotation is the newest rotation of subjects' keys, which new bundles belong to.
 func (k *Keyring) currentRotation() uint32 { return k.rotation.Load() }
 

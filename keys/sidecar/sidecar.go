@@ -55,7 +55,6 @@ type Keyring interface {
 
 	// DestroyRef must give keys.ErrProofRefused for a subject whose reference is not ref.
 	DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, reason string) (keyring.Destroyed, error)
-	Rotation() uint32
 	Reseal(ctx context.Context, rotation uint32, subjects []keyring.ResealSubject) ([]keyring.ResealedSubject, error)
 	Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error)
 	Reindex(ctx context.Context, subjects []keyring.ReindexSubject) ([]keyring.ReindexedSubject, error)

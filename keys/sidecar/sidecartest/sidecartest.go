@@ -186,7 +186,6 @@ type keysOf interface {
 	WitnessKeys() []ed25519.PublicKey
 	WitnessSignWith(i int, message []byte) ([]byte, error)
 	DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, reason string) (keyring.Destroyed, error)
-	Rotation() uint32
 	Reseal(ctx context.Context, rotation uint32, subjects []keyring.ResealSubject) ([]keyring.ResealedSubject, error)
 	Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error)
 	Reindex(ctx context.Context, subjects []keyring.ReindexSubject) ([]keyring.ReindexedSubject, error)
@@ -217,9 +216,6 @@ func (r *Ring) DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, re
 	}
 	return r.about().DestroyRef(ctx, subject, ref, reason)
 }
-
-// Rotation implements sidecar.Keyring.
-func (r *Ring) Rotation() uint32 { return r.about().Rotation() }
 
 // Reseal implements sidecar.Keyring.
 func (r *Ring) Reseal(ctx context.Context, rotation uint32, s []keyring.ResealSubject) ([]keyring.ResealedSubject, error) {
