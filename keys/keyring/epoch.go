@@ -71,43 +71,68 @@ func (k *Keyring) newestVersion(ctx context.Context) (uint64, error) {
 // canary unwraps the bundle that was wrapped last. When HashiCorp Vault, or the root-key file, was put back to an
 // older state, the instance's keysets may still unwrap and newer bundles not: better to find out before serving.
 func (k *Keyring) canary(ctx context.Context) error {
-	var row []byte
+	switch err := k.unwrapsNewest(ctx); {
+	case err == nil:
+		return nil
+	case isOf(err, keys.ErrKEKMissing), isOf(err, keys.ErrUnavailable):
+		return err
+	default:
+		// One damaged bundle must not keep everybody's shut.
+		k.cfg.Logger.Error("the newest bundle does not unwrap", "error", err)
+		return nil
+	}
+}
+
+// unwrapsNewest unwraps the bundle that was wrapped last, and reports why that cannot be done.
+func (k *Keyring) unwrapsNewest(ctx context.Context) error {
 	var subject uuid.UUID
-	err := k.store.View(ctx, func(r kv.Reader) error {
+	return k.unwrapsRow(ctx, func(r kv.Reader) (row, context []byte, err error) {
 		values, err := r.Get(keyNewest)
 		if err != nil || len(values[0]) != len(subject) {
-			return err
+			return nil, nil, err // none was made yet
 		}
 		copy(subject[:], values[0])
 		values, err = r.Get(keyBundle(subject))
-		if err == nil {
-			row = values[0]
+		if err != nil {
+			return nil, nil, err
 		}
-		return err
+		return values[0], bundleContext(k.cfg.Instance, subject), nil // no row: it was erased
 	})
-	if err != nil {
-		return storeError("reading", err)
-	}
-	if row == nil {
-		return nil // none was made yet, or it was erased
-	}
-	r, err := k.checkRow(row)
-	if err == nil {
-		var clear []Secret
-		if clear, err = callKEK(ctx, k.cfg.KEK.Unwrap, []KEKItem{{bundleContext(k.cfg.Instance, subject), r.wrapped}}); err == nil {
-			wipeAll(clear)
+}
+
+// unwrapsRow unwraps the row that find finds, if there is one, and reports why that cannot be done. A row that an
+// epoch wraps again meanwhile is looked at once more.
+func (k *Keyring) unwrapsRow(ctx context.Context, find func(kv.Reader) (row, context []byte, err error)) error {
+	var before []byte
+	for {
+		var b, about []byte
+		err := k.store.View(ctx, func(r kv.Reader) (err error) {
+			b, about, err = find(r)
+			return err
+		})
+		if err != nil {
+			return storeError("reading", err)
+		}
+		if b == nil {
 			return nil
 		}
+		r, err := k.checkRow(b)
+		if err == nil {
+			var clear []Secret
+			if clear, err = callKEK(ctx, k.cfg.KEK.Unwrap, []KEKItem{{about, r.wrapped}}); err == nil {
+				wipeAll(clear)
+				return nil
+			}
+		}
+		switch {
+		case isOf(err, keys.ErrKEKRetired) && !bytes.Equal(b, before):
+			before = b
+		case isOf(err, keys.ErrKEKMissing):
+			return fmt.Errorf("key-encryption key is older than the key store, which holds keys of a later version (was it restored from a snapshot?): %w", err)
+		default:
+			return fmt.Errorf("unwrapping from the key store: %w", err)
+		}
 	}
-	switch {
-	case isOf(err, keys.ErrKEKMissing):
-		return fmt.Errorf("key-encryption key is older than the key store, which holds bundles of a later version (was it restored from a snapshot?): %w", err)
-	case isOf(err, keys.ErrUnavailable):
-		return fmt.Errorf("unwrapping the newest bundle: %w", err)
-	}
-	// One damaged bundle must not keep everybody's shut.
-	k.cfg.Logger.Error("the newest bundle does not unwrap", "error", err)
-	return nil
 }
 
 // scan calls each for every pair whose key begins with prefix, in pages, each of a snapshot of its own.

@@ -669,6 +669,64 @@ func TestOpenRefusesAnOlderKEK(t *testing.T) {
 	}
 }
 
+// A KEK that works, and yet does not unwrap what is there, is not ready: it was put back to an older state, or older
+// versions were destroyed by somebody else. When it is put right, it is ready again.
+func TestReadyNoticesWhatTheKEKDoesNotUnwrap(t *testing.T) {
+	ctx := context.Background()
+	for name, c := range map[string]struct {
+		spoil func(*epochRing) error
+		want  error
+	}{
+		"put back to before an epoch": {func(r *epochRing) error { r.done(); return nil }, keys.ErrKEKMissing},
+		"put back to before a rotation": {func(r *epochRing) error {
+			_, err := r.epoch.Rotate(ctx, 1)
+			r.mustCreate("newer")
+			return err
+		}, keys.ErrKEKMissing},
+		"trimmed": {func(r *epochRing) error {
+			_, err := r.epoch.file.Rotate(ctx, 1)
+			r.mustCreate("newer, and it can be read")
+			return errors.Join(err, r.epoch.file.Retire(ctx, 2))
+		}, keys.ErrKEKRetired},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "root-key")
+			if err := localkek.Create(path); err != nil {
+				t.Fatal(err)
+			}
+			old, err := localkek.Open(path) // which keeps in memory what a snapshot would
+			if err != nil {
+				t.Fatal(err)
+			}
+			current, err := localkek.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := newEpochRing(t, func(c *keyring.Config) {
+				e := c.KEK.(*epochKEK)
+				e.testKEK.KEK, e.file = current, current
+			})
+			r.mustCreate("value")
+			if err := r.Ready(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.spoil(r); err != nil {
+				t.Fatal(err)
+			}
+			if errors.Is(c.want, keys.ErrKEKRetired) {
+				wantErr(t, r.Ready(ctx), c.want) // and destroyed is destroyed
+				return
+			}
+			r.kek.KEK = old
+			wantErr(t, r.Ready(ctx), c.want)
+			r.kek.KEK = current
+			if err := r.Ready(ctx); err != nil {
+				t.Errorf("put right: %v", err)
+			}
+		})
+	}
+}
+
 func TestEpochsComeOnSchedule(t *testing.T) {
 	ctx := context.Background()
 	const week = 7 * 24 * time.Hour

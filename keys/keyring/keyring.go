@@ -324,7 +324,9 @@ func (k *Keyring) KEKName() string { return k.cfg.KEK.Name() }
 // Instance is the name of the instance.
 func (k *Keyring) Instance() string { return k.cfg.Instance }
 
-// Ready does a real round trip through the KEK and a read of the key store, and reports what fails.
+// Ready does a real round trip through the KEK and a read of the key store, and reports what fails. The KEK must also
+// unwrap what is there: a keyset of the instance, which only an epoch wraps again, and the bundle that was wrapped
+// last. So a KEK that lost older versions is noticed, and one that was put back to an older state.
 func (k *Keyring) Ready(ctx context.Context) error {
 	if _, err := k.current(); err != nil {
 		return err
@@ -334,6 +336,19 @@ func (k *Keyring) Ready(ctx context.Context) error {
 	}
 	if err := k.cfg.KEK.Ready(ctx); err != nil {
 		return kekError(err)
+	}
+	err := k.unwrapsRow(ctx, func(r kv.Reader) (row, context []byte, err error) {
+		values, err := r.Get(keyKeyset("service"))
+		if err != nil {
+			return nil, nil, err
+		}
+		return values[0], keysetContext(k.cfg.Instance, "service"), nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := k.unwrapsNewest(ctx); err != nil && !isOf(err, keys.ErrTampered) { // which is one person's trouble
+		return err
 	}
 	return nil
 }
