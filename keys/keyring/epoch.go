@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -318,7 +319,7 @@ func (e *epochs) carryOut(ctx context.Context, r jobRecord) (err error) {
 		if isOf(err, keys.ErrNoJob) {
 			return err
 		}
-		if permanent(err) {
+		if hopeless(err) {
 			code := failureCode(err)
 			e.k.cfg.Logger.Error("epoch failed", "phase", r.Phase, "error", err)
 			var failed jobRecord
@@ -334,6 +335,19 @@ func (e *epochs) carryOut(ctx context.Context, r jobRecord) (err error) {
 		e.k.cfg.Epochs.End(ending)
 	}
 	return err
+}
+
+// brokenRow is a row that cannot be wrapped again.
+type brokenRow struct{ err error }
+
+func (b *brokenRow) Error() string { return "a row cannot be wrapped again: " + b.err.Error() }
+func (b *brokenRow) Unwrap() error { return b.err }
+
+// hopeless reports whether an epoch that met err must end. A key that is missing altogether is not reason enough:
+// whoever deleted it, or put it back to an older state, has a snapshot to put it right with, and the epoch goes on.
+func hopeless(err error) bool {
+	var broken *brokenRow
+	return errors.As(err, &broken) || permanent(err) && !isOf(err, keys.ErrKEKMissing)
 }
 
 // permanent reports whether waiting does not help against err: the KEK, or what it wrapped, is not what it was.
@@ -420,7 +434,7 @@ func (e *epochs) verify(ctx context.Context, r jobRecord) (jobRecord, error) {
 		r = next
 		if found.broken != nil && found.wrapped == 0 {
 			// All the others are done. The one that is not would be lost with its version of the KEK.
-			return r, fmt.Errorf("a row cannot be wrapped again: %w", found.broken)
+			return r, &brokenRow{found.broken}
 		}
 		if found.below > 0 {
 			continue
@@ -436,7 +450,9 @@ func (e *epochs) verify(ctx context.Context, r jobRecord) (jobRecord, error) {
 func (e *epochs) retire(ctx context.Context, r jobRecord) (jobRecord, error) {
 	calling, cancel := context.WithTimeout(ctx, retireCalls*e.k.cfg.KEKTimeout)
 	defer cancel()
-	if err := e.k.cfg.Epochs.Retire(calling, r.Target); err != nil {
+	if err := e.k.cfg.Epochs.Retire(calling, r.Target); isOf(err, keys.ErrInvalid) {
+		return r, fmt.Errorf("the version that everything is wrapped under is gone: %w", keys.ErrKEKMissing)
+	} else if err != nil {
 		return r, kekError(err)
 	}
 	return e.advance(ctx, r, func(_ kv.Writer, r *jobRecord) error { r.end(e.k.cfg.Now(), ""); return nil })
