@@ -2,8 +2,8 @@ package access
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +19,7 @@ import (
 
 // Sizes of a rotation's steps.
 const (
-	rekeyBatch     = 100     // subjects that are sealed again in one call
+	rekeyBatch     = 250     // subjects that are sealed again in one call
 	rekeyBatchBusy = 25      // the same, while requests are being served
 	rekeyParallel  = 3       // batches at once, when none are
 	rekeyBytes     = 1 << 20 // of ciphertext in one call or commit
@@ -42,6 +42,29 @@ type resealing struct {
 	failed   atomic.Int64 // subjects that cannot be sealed again
 	code     atomic.Pointer[string]
 	retiring []retirement // whose keys are to be dropped, the oldest first
+	retired  retired      // whose keys were dropped
+}
+
+// maxRetired bounds how many subjects a run remembers, some 40 bytes each.
+const maxRetired = 1 << 20
+
+// retired is subjects that a run has sealed again and whose older keys it has dropped. They have one key, so nothing
+// that opens at all is under another, and a later pass has nothing to do for them. Those beyond maxRetired are looked
+// at again. It is filled by one goroutine, and not read meanwhile.
+type retired map[uuid.UUID]struct{}
+
+func (r retired) add(id uuid.UUID) {
+	if len(r) < maxRetired {
+		r[id] = struct{}{}
+	}
+}
+
+// without returns those of ids that are not among r, in the place of ids.
+func (r retired) without(ids []uuid.UUID) []uuid.UUID {
+	return slices.DeleteFunc(ids, func(id uuid.UUID) bool {
+		_, ok := r[id]
+		return ok
+	})
 }
 
 // retirement is subjects that were sealed again by a commit.
@@ -57,10 +80,8 @@ type resealed struct {
 	last []byte // row of the index by subject up to which its details were looked at
 
 	changed bool // something was sealed again
+	unsound bool // something cannot be sealed again; it was counted by fail
 }
-
-// errUnsound is returned inside the rotator for a subject that was counted by fail.
-var errUnsound = errors.New("access: a subject cannot be sealed again")
 
 // resealSubjects carries out a job of scope subject or all-subjects.
 //
@@ -72,7 +93,7 @@ func (r *Rotator) resealSubjects(ctx context.Context, job RotationJob, p *progre
 	if err != nil {
 		return err
 	}
-	s := &resealing{Rotator: r, rotation: rotation, progress: p}
+	s := &resealing{Rotator: r, rotation: rotation, progress: p, retired: make(retired)}
 	begun := time.Now()
 	total := int64(1)
 	if job.Scope == scopeAllSubjects {
@@ -187,13 +208,22 @@ func (r *Rotator) eachBatch(ctx context.Context, round func(context.Context, [][
 	}
 }
 
-// round seals batches again, all at once, and then drops the keys whose pause is over.
+// round seals batches again, all at once, and drops the keys whose pause is over.
 func (s *resealing) round(ctx context.Context, batches [][]uuid.UUID, step func(context.Context, []uuid.UUID) (retirement, error)) error {
-	var mu sync.Mutex
-	group, groupCtx := errgroup.WithContext(ctx)
 	n := 0
-	for _, ids := range batches {
+	for i, ids := range batches {
 		n += len(ids)
+		batches[i] = s.retired.without(ids)
+	}
+	var mu sync.Mutex
+	var sealed []retirement
+	due := s.takeDue()
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.retire(groupCtx, due) })
+	for _, ids := range batches {
+		if len(ids) == 0 {
+			continue
+		}
 		group.Go(func() error {
 			done, err := step(groupCtx, ids)
 			if err != nil || len(done.subjects) == 0 {
@@ -201,17 +231,15 @@ func (s *resealing) round(ctx context.Context, batches [][]uuid.UUID, step func(
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			s.retiring = append(s.retiring, done)
+			sealed = append(sealed, done)
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if err := s.progress.add(ctx, n); err != nil {
-		return err
-	}
-	return s.retireDue(ctx)
+	s.retiring = append(s.retiring, sealed...)
+	return s.progress.add(ctx, n)
 }
 
 // loaded is what is sealed of one subject, from one snapshot.
@@ -323,23 +351,19 @@ func (s *resealing) batch(ctx context.Context, ids []uuid.UUID, first bool) (ret
 		}
 		s.changed.Add(int64(len(units) - len(again)))
 		s.Observer.RotationResealed(len(units) - len(again))
+		left := sound[:0]
 		for _, x := range sound {
 			if _, stale := again[x.id]; stale {
 				ids = append(ids, x.id)
 				continue
 			}
-			n, last, err := s.details(ctx, x.id, x.ref, nil)
-			if errors.Is(err, errUnsound) {
-				continue
-			}
-			if err != nil {
-				return done, err
-			}
-			if n > 0 && !x.changed {
-				x.changed = true
-				s.changed.Add(1)
-			}
-			if x.last = last; x.changed || first {
+			left = append(left, x)
+		}
+		if err := s.details(ctx, left); err != nil {
+			return done, err
+		}
+		for _, x := range left {
+			if !x.unsound && (x.changed || first) {
 				done.subjects = append(done.subjects, x)
 			}
 		}
@@ -446,107 +470,15 @@ func prefix(items []ResealItem, limit int) (n, size int) {
 	return n, size
 }
 
-// details seals the details again of the entries about a subject that lie after the given row of the index by
-// subject. It returns how many it sealed and the last row that it has looked at.
-func (s *resealing) details(ctx context.Context, id uuid.UUID, ref, after []byte) (changed int, last []byte, err error) {
-	last = after
-	for tries := 0; ; {
-		rows, err := s.broker.ledger.SubjectRows(ctx, ref, last, rekeyDetails)
-		if err != nil || len(rows) == 0 {
-			return changed, last, err
-		}
-		n, err := s.detailPage(ctx, id, ref, rows)
-		if errors.Is(err, vault.ErrStale) && tries < rekeyTries {
-			tries++ // erased meanwhile, or sealed again by another; the rows tell
-			continue
-		}
-		if err != nil {
-			return changed, last, err
-		}
-		changed, last, tries = changed+n, rows[len(rows)-1], 0
-		if len(rows) < rekeyDetails {
-			return changed, last, nil
-		}
-	}
-}
-
-func (s *resealing) detailPage(ctx context.Context, id uuid.UUID, ref []byte, rows [][]byte) (int, error) {
-	keys := make([][]byte, len(rows))
-	for i, row := range rows {
-		keys[i] = detailKey(int64(binary.BigEndian.Uint64(row[len(row)-8:])))
-	}
-	var values [][]byte
-	err := s.broker.store.View(ctx, func(r kv.Reader) (err error) {
-		values, err = r.Get(keys...)
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	subject := ResealSubject{Subject: id}
-	var found [][]byte
-	for i, v := range values {
-		if v != nil {
-			subject.Items = append(subject.Items, ResealItem{Kind: itemDetail, Ciphertext: v})
-			found = append(found, keys[i])
-		}
-	}
-	if len(found) == 0 {
-		return 0, nil
-	}
-	outcomes, err := s.reseal(ctx, []ResealSubject{subject})
-	if err != nil {
-		return 0, err
-	}
-	switch err := outcomes[0].Err; {
-	case err != nil && s.Gone(err):
-		return 0, nil
-	case err != nil && s.Damaged(err):
-		s.fail(err)
-		return 0, errUnsound
-	case err != nil:
-		return 0, err
-	}
-	var units []unit
-	u := unit{id: id, ref: ref}
-	changed := 0
-	for i, sealed := range outcomes[0].Ciphertexts {
-		if sealed == nil {
-			continue
-		}
-		changed++
-		u.change.Expect(found[i], subject.Items[i].Ciphertext, vault.ErrStale)
-		u.change.Set(found[i], sealed)
-		if u.size += len(sealed); u.size > rekeyBytes/2 {
-			u.close()
-			units, u = append(units, u), unit{id: id, ref: ref}
-		}
-	}
-	if len(u.change.Sets) > 0 {
-		u.close()
-		units = append(units, u)
-	}
-	again, err := s.commit(ctx, verify.KindRecordResealed, nil, units)
-	if err == nil && len(again) > 0 {
-		err = vault.ErrStale
-	}
-	return changed, err
-}
-
-// retireDue drops the keys of those whose pause is over.
-func (s *resealing) retireDue(ctx context.Context) error {
+// takeDue takes out those whose pause is over.
+func (s *resealing) takeDue() []retirement {
 	due := 0
 	for due < len(s.retiring) && time.Since(s.retiring[due].committed) >= s.Pause {
 		due++
 	}
-	if due == 0 {
-		return nil
-	}
-	err := s.retire(ctx, s.retiring[:due])
-	if err == nil {
-		s.retiring = append([]retirement(nil), s.retiring[due:]...)
-	}
-	return err
+	taken := s.retiring[:due:due]
+	s.retiring = append([]retirement(nil), s.retiring[due:]...)
+	return taken
 }
 
 // retireAll drops the keys of all that are waiting, when their pause is over.
@@ -555,7 +487,7 @@ func (s *resealing) retireAll(ctx context.Context) error {
 		if !wait(ctx, s.Pause-time.Since(s.retiring[0].committed)) {
 			return context.Cause(ctx)
 		}
-		if err := s.retireDue(ctx); err != nil {
+		if err := s.retire(ctx, s.takeDue()); err != nil {
 			return err
 		}
 	}
@@ -566,20 +498,21 @@ func (s *resealing) retireAll(ctx context.Context) error {
 // head's knowing, is in the ledger by now: nothing that was sealed so long ago is committed any more, and the
 // barrier waits for what is being committed.
 func (s *resealing) retire(ctx context.Context, due []retirement) error {
+	if len(due) == 0 {
+		return nil
+	}
 	if err := s.barrier(ctx); err != nil {
 		return err
 	}
 	for _, d := range due {
+		if err := s.details(ctx, d.subjects); err != nil {
+			return err
+		}
 		ids := make([]uuid.UUID, 0, len(d.subjects))
 		for _, x := range d.subjects {
-			_, _, err := s.details(ctx, x.id, x.ref, x.last)
-			if errors.Is(err, errUnsound) {
-				continue
+			if !x.unsound {
+				ids = append(ids, x.id)
 			}
-			if err != nil {
-				return err
-			}
-			ids = append(ids, x.id)
 		}
 		if len(ids) == 0 {
 			continue
@@ -591,10 +524,11 @@ func (s *resealing) retire(ctx context.Context, due []retirement) error {
 		if err != nil {
 			return wrapf(err, "dropping older keys")
 		}
-		for _, err := range outcomes {
+		for i, err := range outcomes {
 			if err != nil && !s.Gone(err) {
 				return wrapf(err, "dropping an older key")
 			}
+			s.retired.add(ids[i])
 		}
 	}
 	return nil
