@@ -20,7 +20,7 @@ import (
 // Sizes of a rotation's steps.
 const (
 	rekeyBatch     = 250     // subjects that are sealed again in one call
-	rekeyBatchBusy = 25      // the same, while requests are being served
+	rekeyBatchBusy = 50      // the same, while requests are being served
 	rekeyParallel  = 3       // batches at once, when none are
 	rekeyBytes     = 1 << 20 // of ciphertext in one call or commit
 	rekeyItems     = 1000    // ciphertexts of one subject in one call
@@ -28,9 +28,6 @@ const (
 	rekeyDetails   = 200     // rows of the index by subject that are looked at together
 	rekeyPasses    = 20      // over all subjects, before it is left for a later try
 	rekeyTries     = 10      // of one subject whose state keeps changing
-
-	// Share of the time that a rotation takes while requests are served.
-	rekeyDuty = 0.15
 )
 
 // resealing is one run of a rotation of subjects' keys.
@@ -53,9 +50,11 @@ const maxRetired = 1 << 20
 // at again. It is filled by one goroutine, and not read meanwhile.
 type retired map[uuid.UUID]struct{}
 
-func (r retired) add(id uuid.UUID) {
-	if len(r) < maxRetired {
-		r[id] = struct{}{}
+func (r retired) add(ids []uuid.UUID) {
+	for _, id := range ids {
+		if len(r) < maxRetired {
+			r[id] = struct{}{}
+		}
 	}
 }
 
@@ -171,41 +170,6 @@ func (r *Rotator) subjects(ctx context.Context, after uuid.UUID, limit int) (ids
 // all goes over all subjects, and makes room for requests while there are any.
 func (s *resealing) all(ctx context.Context, step func(context.Context, []uuid.UUID) (retirement, error)) error {
 	return s.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error { return s.round(ctx, batches, step) })
-}
-
-// eachBatch calls round with batches of subjects, all subjects in all. While requests are being served, it takes at
-// most rekeyDuty of the time.
-func (r *Rotator) eachBatch(ctx context.Context, round func(context.Context, [][]uuid.UUID) error) error {
-	var after uuid.UUID
-	load := r.broker.load.Load()
-	for busy := false; ; {
-		size, parallel := rekeyBatch, rekeyParallel
-		if busy {
-			size, parallel = rekeyBatchBusy, 1
-		}
-		start := time.Now()
-		ids, err := r.subjects(ctx, after, size*parallel)
-		if err != nil || len(ids) == 0 {
-			return err
-		}
-		after = ids[len(ids)-1]
-		var batches [][]uuid.UUID
-		for len(ids) > 0 {
-			n := min(size, len(ids))
-			batches, ids = append(batches, ids[:n]), ids[n:]
-		}
-		if err := round(ctx, batches); err != nil {
-			return err
-		}
-		now := r.broker.load.Load()
-		if busy = now != load; busy {
-			took := time.Since(start)
-			if !wait(ctx, time.Duration(float64(took)*(1-rekeyDuty)/rekeyDuty)) {
-				return context.Cause(ctx)
-			}
-		}
-		load = now
-	}
 }
 
 // round seals batches again, all at once, and drops the keys whose pause is over.
@@ -504,32 +468,47 @@ func (s *resealing) retire(ctx context.Context, due []retirement) error {
 	if err := s.barrier(ctx); err != nil {
 		return err
 	}
-	for _, d := range due {
-		if err := s.details(ctx, d.subjects); err != nil {
+	var group errgroup.Group
+	group.SetLimit(rekeyParallel)
+	dropped := make([][]uuid.UUID, len(due))
+	for i, d := range due {
+		group.Go(func() (err error) {
+			dropped[i], err = s.drop(ctx, d.subjects)
 			return err
-		}
-		ids := make([]uuid.UUID, 0, len(d.subjects))
-		for _, x := range d.subjects {
-			if !x.unsound {
-				ids = append(ids, x.id)
-			}
-		}
-		if len(ids) == 0 {
-			continue
-		}
-		outcomes, err := s.Keys.Retire(ctx, s.rotation, ids)
-		if err == nil && len(outcomes) != len(ids) {
-			err = wrapf(ErrIntegrity, "sidecar answered another number of subjects")
-		}
-		if err != nil {
-			return wrapf(err, "dropping older keys")
-		}
-		for i, err := range outcomes {
-			if err != nil && !s.Gone(err) {
-				return wrapf(err, "dropping an older key")
-			}
-			s.retired.add(ids[i])
+		})
+	}
+	err := group.Wait()
+	for _, ids := range dropped {
+		s.retired.add(ids)
+	}
+	return err
+}
+
+// drop drops the older keys of subjects, and returns those that have none any more.
+func (s *resealing) drop(ctx context.Context, subjects []resealed) ([]uuid.UUID, error) {
+	if err := s.details(ctx, subjects); err != nil {
+		return nil, err
+	}
+	ids := make([]uuid.UUID, 0, len(subjects))
+	for _, x := range subjects {
+		if !x.unsound {
+			ids = append(ids, x.id)
 		}
 	}
-	return nil
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	outcomes, err := s.Keys.Retire(ctx, s.rotation, ids)
+	if err == nil && len(outcomes) != len(ids) {
+		err = wrapf(ErrIntegrity, "sidecar answered another number of subjects")
+	}
+	if err != nil {
+		return nil, wrapf(err, "dropping older keys")
+	}
+	for _, err := range outcomes {
+		if err != nil && !s.Gone(err) {
+			return nil, wrapf(err, "dropping an older key")
+		}
+	}
+	return ids, nil
 }
