@@ -453,6 +453,14 @@ func (k *Keyring) tryKeyset(ctx context.Context, name string, edit func(Secret) 
 	if len(wrapped) > maxWrappedBytes {
 		return fmt.Errorf("KEK gave too much: %w", keys.ErrUnavailable)
 	}
+	proof, err := k.unwraps.one(ctx, KEKItem{binding, wrapped})
+	if err != nil {
+		return fmt.Errorf("wrapping keyset %q: %w: %v", name, errUnproven, err)
+	}
+	defer proof.Wipe()
+	if !bytes.Equal(proof, next) {
+		return fmt.Errorf("wrapping keyset %q: %w", name, errUnproven)
+	}
 	outcome := k.commitRows(ctx, []rowChange{{keyset: name, was: was, wrapped: wrapped, keys: after.keys}})[0]
 	if outcome.err != nil {
 		return outcome.err

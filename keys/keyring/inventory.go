@@ -3,48 +3,27 @@ package keyring
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
-	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/vault/kv"
 )
-
-const defaultInventoryAge = 15 * time.Second
 
 // maxVersions bounds how many versions of one kind are counted apart. There are some two at a time; who writes to
 // the key store could make it millions.
 const maxVersions = 1_000
 
-// inventories keeps the newest count, so that asking often does not read the key store often.
-type inventories struct {
-	turn chan struct{} // held, as its one element, by who counts
-	last Inventory     // guarded by turn
-}
-
 // Inventory counts every version in use: of the KEK by what is wrapped under it, of subjects' keys by rotation, of
-// the keysets of the instance by key. The count may be as old as Config.InventoryAge, and what was written while it was made is
-// counted or not. Rows that do not parse are not counted.
+// the keysets of the instance by key. It reads the whole key store; what is written meanwhile is counted or not, and rows
+// that do not parse are not.
 func (k *Keyring) Inventory(ctx context.Context) (Inventory, error) {
 	if _, err := k.current(); err != nil {
 		return Inventory{}, err
 	}
-	select {
-	case k.inventories.turn <- struct{}{}:
-		defer func() { <-k.inventories.turn }()
-	case <-ctx.Done():
-		return Inventory{}, fmt.Errorf("waiting for a count: %w: %w", keys.ErrUnavailable, context.Cause(ctx))
+	inv, err := k.count(ctx)
+	if err != nil {
+		return Inventory{}, err
 	}
-	inv := k.inventories.last
-	if age := k.cfg.Now().Sub(inv.Counted); inv.Counted.IsZero() || age < 0 || age >= k.cfg.InventoryAge {
-		var err error
-		if inv, err = k.count(ctx); err != nil {
-			return Inventory{}, err
-		}
-		k.inventories.last = inv
-	}
-	inv.Versions = slices.Clone(inv.Versions)
 	if k.cfg.Epochs != nil && k.cfg.EpochInterval > 0 {
 		last, err := k.lastEpoch(ctx)
 		if err != nil {

@@ -178,7 +178,9 @@ func TestTheDateByWhichBackupsAreDeadIsNotTooEarly(t *testing.T) {
 		{name: "under way, and not at this bundle yet", due: time.Hour, want: time.Hour,
 			jobs: []keyring.Job{{Scope: keyring.ScopeKEK, State: keyring.JobRunning, Target: 2}}},
 		{name: "over", due: time.Hour, want: time.Hour,
-			jobs: []keyring.Job{{Scope: keyring.ScopeKEK, State: keyring.JobDone, Target: 1, Started: time.Now(), Finished: time.Now()}}},
+			jobs: []keyring.Job{{Scope: keyring.ScopeKEK, State: keyring.JobDone, Target: 1, Finished: time.Now().Add(time.Hour - week)}}},
+		{name: "over since the keys were counted", due: time.Hour, want: week,
+			jobs: []keyring.Job{{Scope: keyring.ScopeKEK, State: keyring.JobDone, Target: 1, Finished: time.Now()}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := sidecartest.Bound(t)

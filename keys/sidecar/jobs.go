@@ -154,13 +154,18 @@ func isCode(s string) bool {
 const maxCode = 64
 
 // deadBy is when the epoch is due that kills every older copy of a bundle which the KEK has wrapped at version.
-// It errs on the late side: an epoch that is overdue, and one under way that this bundle has passed already,
-// are followed by another.
+// It errs on the late side: an epoch that is overdue, one under way that this bundle has passed already, and one that
+// ended since in was counted, are followed by another.
 func (s *Server) deadBy(in keyring.Inventory, jobs []keyring.Job, version uint64) int64 {
 	if in.NextEpoch.IsZero() {
 		return 0
 	}
 	due := in.NextEpoch
+	for _, j := range jobs {
+		if next := j.Finished.Add(in.EpochInterval); j.Scope == keyring.ScopeKEK && j.State == keyring.JobDone && next.After(due) {
+			due = next
+		}
+	}
 	later := s.cfg.Now().Add(in.EpochInterval)
 	passed := slices.ContainsFunc(jobs, func(j keyring.Job) bool {
 		return j.Scope == keyring.ScopeKEK && j.State == keyring.JobRunning && version >= j.Target
