@@ -38,7 +38,8 @@ type Daemon struct {
 	prover  *prover
 	broker  *access.Broker
 
-	ledgerKeys *ledgerKeys
+	ledgerKeys   *ledgerKeys
+	cosignatures *cosignatures // used by keepWitnessed alone, once it runs
 
 	background background // jobs that end before what they use is closed
 
@@ -128,7 +129,8 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if _, err := d.sidecar.Witness(ctx); err != nil {
 		return fmt.Errorf("having the ledger witnessed: %w", err)
 	}
-	d.keepCosignature()
+	d.cosignatures = &cosignatures{prover: d.prover, ledger: d.ledger, status: d.sidecar.Status, log: log}
+	d.cosignatures.carry(ctx)
 
 	// 4. The broker.
 	v, err := vault.New(d.sidecar)
