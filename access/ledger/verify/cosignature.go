@@ -63,8 +63,12 @@ func (c *Cosigner) Name() string { return c.name }
 
 // VerifierKey returns the public key in vkey form, for [NewCosignatureVerifier].
 func (c *Cosigner) VerifierKey() string {
-	key := cosignatureKey(c.key.Public().(ed25519.PublicKey))
-	return fmt.Sprintf("%s+%08x+%s", c.name, keyHash(c.name, key), base64.StdEncoding.EncodeToString(key))
+	return cosignatureVerifierKey(c.name, c.key.Public().(ed25519.PublicKey))
+}
+
+func cosignatureVerifierKey(name string, pub ed25519.PublicKey) string {
+	key := cosignatureKey(pub)
+	return fmt.Sprintf("%s+%08x+%s", name, keyHash(name, key), base64.StdEncoding.EncodeToString(key))
 }
 
 // At returns a signer whose cosignatures carry the time t.
