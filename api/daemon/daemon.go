@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/ledger"
@@ -43,8 +42,7 @@ type Daemon struct {
 
 	background background // jobs that end before what they use is closed
 
-	signer    note.Signer // of the ledger; also signs manifests of backups
-	backingUp sync.Mutex  // held while a backup is streamed
+	backingUp sync.Mutex // held while a backup is streamed
 }
 
 // sidecarTimeout bounds a call to the sidecar, so that a request that meets a hanging key service is answered
@@ -103,15 +101,10 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if status.Instance != c.Instance {
 		return fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
 	}
-	signer, verifier, err := id.ledgerKey(ctx, d.sidecar)
-	if err != nil {
-		return err
-	}
-	d.signer = signer
 
 	// 3. The ledger, whose newest checkpoint the sidecar must be able to follow.
-	config := ledgerConfig(d, c, id, signer, verifier, status)
-	if config.Older, err = id.olderKeys(ctx, d.sidecar); err != nil {
+	config, err := d.ledgerConfig(ctx, id, status)
+	if err != nil {
 		return err
 	}
 	if d.ledger, err = ledger.Open(ctx, config); err != nil {

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/ledger"
 	"github.com/prototypster/pdvault/keys"
@@ -21,16 +19,19 @@ var (
 	_ access.Keys   = (*client.Client)(nil)
 )
 
-func ledgerConfig(d *Daemon, c Config, id identity, signer note.Signer, verifier note.Verifier, status client.Status) ledger.Config {
-	config := ledger.Config{
-		Store: d.store, Origin: id.Origin, Signer: signer, Verifier: verifier, Logger: d.log,
-		Observe: d.metrics.batch,
+// ledgerConfig has the keys of the ledger of id unwrapped, all that sign.
+func (d *Daemon) ledgerConfig(ctx context.Context, id identity, status client.Status) (config ledger.Config, err error) {
+	config = ledger.Config{Store: d.store, Origin: id.Origin, Logger: d.log, Observe: d.metrics.batch}
+	if config.Signer, config.Verifier, err = id.ledgerKey(ctx, d.sidecar); err != nil {
+		return ledger.Config{}, err
 	}
-	var err error
+	if config.Older, err = id.olderKeys(ctx, d.sidecar); err != nil {
+		return ledger.Config{}, err
+	}
 	if config.Witnesses, err = witnessesOf(status); err != nil {
 		d.log.Error("the sidecar's witness keys cannot be used", "error", err)
 	}
-	return config
+	return config, nil
 }
 
 func brokerConfig(d *Daemon, v *vault.Vault, sidecar string) access.Config {
