@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/go-json-experiment/json"
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,7 +50,7 @@ type RestoreReport struct {
 	Log      *verify.Checkpoint // of the exported log; nil: there was none
 	Since    map[string]int64   // entries that the log holds after the backup, by kind
 	Rewind   bool               // the sidecar has witnessed more: pdkeys rewind must be run before pdvault serves
-	NoIndex  bool               // lookups do not work: the index key that the backup was made with is gone
+	NoIndex  bool               // what is indexed cannot be looked up or written: an index key of the backup is gone
 }
 
 // restoring is where a store is built until it is complete. It is never opened under this name but by Restore,
@@ -369,41 +370,28 @@ func (d *Daemon) bringUp(ctx context.Context, status client.Status, r access.Res
 	return err
 }
 
-// indexGone reports whether the sidecar no longer has the index key that lookups in the restored store need.
+// indexGone reports whether the sidecar no longer has a key of the index that the restored store needs: without it
+// nothing is looked up, and nothing that is indexed can be written.
 func (d *Daemon) indexGone(ctx context.Context) (bool, error) {
-	var row []byte
-	err := d.store.View(ctx, func(r kv.Reader) error {
-		rows, err := r.Get(indexStateKey)
-		if err == nil {
-			row = rows[0]
-		}
+	var state vault.IndexState
+	err := d.store.View(ctx, func(r kv.Reader) (err error) {
+		state, err = vault.LoadIndexState(r)
 		return err
 	})
 	if err != nil {
 		return false, fmt.Errorf("reading the state of the index: %w", err)
 	}
-	state := struct {
-		Read uint32 `json:"read"`
-	}{Read: 1} // before the first rotation there is no row
-	if row != nil {
-		if err := json.Unmarshal(row, &state); err != nil {
-			return false, fmt.Errorf("%w: state of the index", kv.ErrIntegrity)
-		}
-	}
 	tokens, err := d.sidecar.IndexTokens(ctx, "#restore", "probe", 0, "probe") // no collection has this name
 	if err != nil {
 		return false, fmt.Errorf("asking for the keys of the index: %w", err)
 	}
-	for _, t := range tokens {
-		if t.Key == state.Read {
-			return false, nil
+	for _, key := range state.Keys {
+		if !slices.ContainsFunc(tokens, func(t vault.IndexToken) bool { return t.Key == key }) {
+			return true, nil
 		}
 	}
-	return true, nil
+	return false, nil
 }
-
-// indexStateKey is the row that says which index keys are in use.
-var indexStateKey = []byte("mx")
 
 // keyState tells what an error of the sidecar says of a subject's key.
 func keyState(err error) access.KeyState {

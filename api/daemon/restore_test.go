@@ -629,6 +629,29 @@ func TestABackupFollowsTheLedgersKey(t *testing.T) {
 	}
 }
 
+// The key of the index was replaced after the backup. The restore says so, and rotating the index again mends it.
+func TestARestoreSaysThatTheIndexMustBeRotated(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	path, _ := i.backup()
+	i.rotate(access.ScopeIndex)
+	i.lose()
+	report, err := i.restore(RestoreOptions{Archive: path})
+	if err != nil || !report.NoIndex {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	i.rewind(report.Manifest.Ledger)
+	i.open()
+	i.rotate(access.ScopeIndex)
+	_, err = i.broker.CreateSubject(t.Context(), access.CreateRequest{Request: shop, Records: map[string][]byte{
+		"profile": []byte(`{"email":"canary1@example.org"}`),
+	}})
+	if !errors.Is(err, access.ErrNotUnique) {
+		t.Errorf("a taken value: %v", err)
+	}
+	i.create(2)
+}
+
 // An archive whose manifest the newest key has signed, but whose ledger has not got that key, would be restored to an
 // instance that the sidecar does not serve.
 func TestABackupThatTheLedgersKeyOvertookIsRefused(t *testing.T) {
