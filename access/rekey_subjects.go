@@ -477,11 +477,15 @@ func (s *resealing) detailPage(ctx context.Context, id uuid.UUID, ref []byte, ro
 	}
 	var values [][]byte
 	err := s.broker.store.View(ctx, func(r kv.Reader) (err error) {
-		values, err = r.Get(keys...)
+		values, err = r.Get(append(keys, pendingKey(id))...)
 		return err
 	})
 	if err != nil {
 		return 0, err
+	}
+	values, pending := values[:len(keys)], values[len(keys)]
+	if pending != nil {
+		return 0, nil // erased; what is left of its details is on its way out
 	}
 	subject := ResealSubject{Subject: id}
 	var found [][]byte
@@ -516,6 +520,7 @@ func (s *resealing) detailPage(ctx context.Context, id uuid.UUID, ref []byte, ro
 		}
 		changed++
 		u.change.Expect(found[i], subject.Items[i].Ciphertext, vault.ErrStale)
+		u.change.Expect(pendingKey(id), nil, vault.ErrStale) // nothing about a subject follows its erasure
 		u.change.Set(found[i], sealed)
 		if u.size += len(sealed); u.size > rekeyBytes/2 {
 			u.close()

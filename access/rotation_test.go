@@ -45,6 +45,7 @@ func newRotationWorld(t *testing.T) (*world, *ringKeys) {
 	w.ledger, err = ledger.Create(t.Context(), ledger.Config{Store: w.store, Origin: origin, Signer: signer, Verifier: verifier})
 	must(t, err)
 	t.Cleanup(func() { _ = w.ledger.Close() })
+	w.key = verifier
 	v, err := vault.New(ring)
 	must(t, err)
 	w.config = access.Config{
@@ -866,4 +867,84 @@ func TestARotationOfTheIndexMendsOneWhoseKeyIsGone(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A subject with more details than one transaction deletes is erased while a rotation seals them again: nothing about
+// the subject follows its erasure, and nothing of it comes back.
+func TestNoDetailIsSealedAgainBehindAnErasure(t *testing.T) {
+	w, ring := newRotationWorld(t)
+	subject := w.mustCreate(someone)
+	b := ring.bundles[subject]
+	const details = 1500
+	must(t, w.store.Update(t.Context(), func(wr kv.Writer) error {
+		for i := range details {
+			index := binary.BigEndian.AppendUint64(nil, uint64(1<<32+i))
+			wr.Set(slices.Concat([]byte("l/s/"), b.ref, index), []byte{})
+			wr.Set(slices.Concat([]byte("d"), index), b.seal(detailBinding, []byte("detail")))
+		}
+		return nil
+	}))
+	erase := func() error {
+		_, err := w.Erase(t.Context(), access.EraseRequest{Request: w.as("privacy"), Subject: subject, Reason: "subject-request"})
+		return err
+	}
+	calls := 0
+	down := true
+	ring.hook(func(call string) error {
+		if call == "Destroy" && down {
+			return keys.ErrUnavailable
+		}
+		return nil
+	}, func(call string) error {
+		if call != "Reseal" {
+			return nil
+		}
+		if calls++; calls == 8 { // the page that the transaction of the erasure leaves for later was sealed again
+			if err := erase(); !errors.Is(err, access.ErrErasurePending) {
+				t.Errorf("erasing: %v", err)
+			}
+		}
+		return nil
+	})
+	done := w.finish(ring, ring.start("all-subjects", uuid.Nil))
+	if done.State != "done" || calls < 8 {
+		t.Errorf("%d calls, %+v", calls, done)
+	}
+	down = false
+	must(t, erase())
+	if n := len(w.table("d")); n != 0 {
+		t.Errorf("%d details are left", n)
+	}
+	if r := w.mustReplay(); r.Erasures != (verify.ErasureCounts{Erased: 1, Destroyed: 1}) {
+		t.Errorf("%+v", r.Erasures)
+	}
+}
+
+// An access that was recorded before an erasure and could not be served after it is recorded as failed, without
+// naming the subject: nothing leads from its reference to entries any more.
+func TestAFailureBehindAnErasureDoesNotNameTheSubject(t *testing.T) {
+	w, ring := newRotationWorld(t)
+	subject := w.mustCreate(someone)
+	ref := ring.bundles[subject].ref
+	var once sync.Once
+	ring.hook(func(call string) error {
+		if call == "Open" {
+			once.Do(func() {
+				_, err := w.Erase(t.Context(), access.EraseRequest{Request: w.as("privacy"), Subject: subject, Reason: "subject-request"})
+				must(t, err)
+			})
+		}
+		return nil
+	}, nil)
+	if _, err := w.read("shop", "account", subject, "email"); !errors.Is(err, keys.ErrDestroyed) {
+		t.Errorf("%v", err)
+	}
+	if rows := w.table("l/s/" + string(ref)); len(rows) != 0 {
+		t.Errorf("%d rows lead from the reference to entries", len(rows))
+	}
+	entries := w.entries(0)
+	if last := entries[len(entries)-1]; last.Kind != verify.KindAccessFailed || last.SubjectRef != "" {
+		t.Errorf("%+v", last)
+	}
+	w.mustReplay()
 }
