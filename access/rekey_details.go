@@ -77,12 +77,13 @@ func (s *resealing) detailPages(ctx context.Context, subjects []*resealed) (page
 			for i, row := range rows {
 				keys[i] = detailKey(int64(binary.BigEndian.Uint64(row[len(row)-8:])))
 			}
-			values, err := r.Get(keys...)
+			values, err := r.Get(append(keys, pendingKey(x.id))...)
 			if err != nil {
 				return err
 			}
-			for i, v := range values {
-				if v != nil {
+			erased := values[len(keys)] != nil // what is left of its details is on its way out
+			for i, v := range values[:len(keys)] {
+				if v != nil && !erased {
 					p.keys = append(p.keys, keys[i])
 					p.items = append(p.items, ResealItem{Kind: itemDetail, Ciphertext: v})
 					size += len(v)
@@ -147,8 +148,12 @@ func (s *resealing) resealDetails(ctx context.Context, pages []detailPage) (map[
 // units are the changes that put sealed, nil where nothing is to be changed, in the place of the details.
 func (p *detailPage) units(sealed [][]byte) []unit {
 	var units []unit
-	u := unit{id: p.subject.id, ref: p.subject.ref}
-	size := 0
+	begin := func() unit {
+		u := unit{id: p.subject.id, ref: p.subject.ref}
+		u.change.Expect(pendingKey(u.id), nil, vault.ErrStale) // nothing about a subject follows its erasure
+		return u
+	}
+	u, size := begin(), 0
 	for i, new := range sealed {
 		if new == nil {
 			continue
@@ -157,7 +162,7 @@ func (p *detailPage) units(sealed [][]byte) []unit {
 		u.change.Set(p.keys[i], new)
 		if size += len(new); size > rekeyBytes/2 {
 			u.close()
-			units, u, size = append(units, u), unit{id: u.id, ref: u.ref}, 0
+			units, u, size = append(units, u), begin(), 0
 		}
 	}
 	if len(u.change.Sets) > 0 {

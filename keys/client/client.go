@@ -81,10 +81,10 @@ type Prover interface {
 	ProveInclusion(ctx context.Context, index, size int64) ([]tlog.Hash, error)
 	// ProveConsistency proves that the tree of size from, above 0, is a prefix of the tree of size to.
 	ProveConsistency(ctx context.Context, from, to int64) ([]tlog.Hash, error)
-	// Cosigned is told the sidecar's signature line over the checkpoint of the given size, for growing
-	// sizes, from one goroutine at a time. While the sidecar's key is being changed it is told a line of each
-	// key for the same size, that of the newest first.
-	Cosigned(size int64, line []byte)
+	// Cosigned is told the sidecar's cosignature of the checkpoint of the given size, for growing sizes, from one
+	// goroutine at a time: a signature line, or while the sidecar's key is being changed one of each key, that of
+	// the newest first.
+	Cosigned(size int64, lines []byte)
 }
 
 // Observer is told about each batch: what kind of call, how many items, how long it took on the wire and

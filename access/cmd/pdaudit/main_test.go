@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
@@ -113,7 +114,8 @@ func writeErasures(f fixtures, bundle *policy.Bundle, bundles map[int64][]byte) 
 			Erasure: &verify.Erasure{ID: "cert-1", Generation: 9, KEKVersion: 2, DeadBy: "2026-11-29T10:00:00.000Z"}},
 		verify.Entry{Kind: verify.KindSubjectErased, SubjectRef: ref("bob"), Reason: "account-closed", DetailCommit: commit,
 			Erasure: &verify.Erasure{ID: "cert-2", Method: verify.MethodCryptographicErase}},
-		verify.Entry{Kind: verify.KindKeyEpoch, Keys: &verify.KeyChange{Scope: "kek", Job: "j1", Version: 3, Total: 4}},
+		verify.Entry{Kind: verify.KindKeyEpoch, Keys: &verify.KeyChange{Scope: "kek", Job: "j1", Version: 3, Total: 4,
+			Started: verify.FormatTime(epoch), Finished: verify.FormatTime(epoch.Add(20 * time.Second)), Evidence: f.evidence}},
 	)
 	for i := range entries {
 		entries[i].ID, entries[i].Time = fmt.Sprintf("id-%d", i), verify.FormatTime(epoch.Add(time.Duration(i)*time.Second))
@@ -181,6 +183,20 @@ func makeKeys(env *testscript.Env) (f fixtures, err error) {
 	env.Setenv("WITNESS", witnessKey)
 	env.Setenv("OTHER", otherKey)
 	env.Setenv("OTHERWITNESS", otherWitness)
+	for _, name := range []string{"OTHERSIDECAR", "SIDECAR"} {
+		seed, key, err := verify.GenerateCosignerKey(rand.Reader, "main/witness/s1")
+		if err != nil {
+			return f, err
+		}
+		env.Setenv(name, key)
+		signed, err := verify.SignEvidence(verify.KeyEvidence{
+			Instance: "main", Sidecar: "s1", Job: "j1", Scope: "kek", Target: 3, Total: 4, Started: epoch, Finished: epoch.Add(20 * time.Second),
+		}, key, func(msg []byte) ([]byte, error) { return ed25519.Sign(ed25519.NewKeyFromSeed(seed), msg), nil })
+		if err != nil {
+			return f, err
+		}
+		f.evidence = string(signed) // of SIDECAR, the last
+	}
 	return f, nil
 }
 
@@ -269,6 +285,7 @@ type fixtures struct {
 	ledgerKey string
 	signer    note.Signer
 	cosigner  *verify.Cosigner
+	evidence  string // of the epoch
 }
 
 func (f fixtures) sign(cp verify.Checkpoint) []byte {

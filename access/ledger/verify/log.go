@@ -16,7 +16,7 @@ import (
 // LogCheck says how an exported log is to be checked.
 type LogCheck struct {
 	Ledger    note.Verifier   // required; its name is the origin
-	Witnesses []note.Verifier // whose cosignatures on the checkpoint count
+	Witnesses []note.Verifier // whose cosignatures on the checkpoint count, and whose evidence of rotations is checked
 	Quorum    int             // how many of them must be there
 	Earlier   []byte          // a signed checkpoint that the auditor kept; nil when there is none
 	Policies  Policies        // what the policy's part of each ground is rechecked against; nil leaves it out
@@ -101,6 +101,7 @@ type ErasureCounts struct {
 type KeyCounts struct {
 	Epochs    int64 `json:"epochs"`
 	Rotations int64 `json:"rotations"` // other than epochs, that have ended
+	Proven    int64 `json:"proven"`    // of both: those whose evidence a witness key given has made
 	Resealed  int64 `json:"resealed"`  // subjects whose records were sealed or indexed again; one may count more than once
 }
 
@@ -131,7 +132,7 @@ func VerifyLog(ctx context.Context, dir fs.FS, c LogCheck) (*Report, error) {
 			},
 		},
 	}
-	v.replay = newReplay(v.report, c.Policies)
+	v.replay = newReplay(v.report, c.Policies, SidecarWitnesses(c.Witnesses...))
 	if err := v.run(ctx); err != nil && !errors.Is(err, errStop) {
 		return v.report, err
 	}
