@@ -20,10 +20,13 @@ import (
 //	b/<16 bytes>   a subject's wrapped bundle, see row
 //	t/<16 bytes>   the tombstone of a destroyed bundle, see tombstone
 //	s/<name>       a state of the sidecar, as it gave it
+//	restoring      a restore is under way or was interrupted: 16 bytes, the id of the backup
 var (
 	keyGeneration = []byte("g")
 	keyFloor      = []byte("f")
 	keyInstance   = []byte("i")
+	keyRestoring  = []byte("restoring")
+	prefixState   = []byte("s/")
 )
 
 func keyKeyset(name string) []byte { return []byte("k/" + name) }

@@ -42,6 +42,7 @@ var epoch = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
 //	log/         300 entries, cosigned: a policy, ada's consent, reads of hers and of bob's
 //	unlawful/    the same, with a read behind the withdrawal of its consent
 //	forged/      the same as log/ with entry 100 about somebody else, all tiles fitting, signed by the ledger key
+//	restored/    the first 150 entries of log/, restored from a backup, and 100 others
 //	old.checkpoint, newer.checkpoint   of log/ at 200, and of size 400
 //	2.tlog-proof, 2.json               a proof from log/ and its entry
 //	erasures/    a ledger in which ada was erased and an epoch has ended since, and bob's erasure is pending
@@ -79,6 +80,19 @@ func writeFixtures(env *testscript.Env) error {
 	}
 	if err == nil {
 		err = f.write("newer.checkpoint", f.sign(newLog(tell(bundle, 400, false)).checkpoint(400)))
+	}
+	if err == nil {
+		restored := tell(bundle, 250, false)
+		lost := log.checkpoint(200)
+		restored[150] = verify.Entry{ID: "id-150", Time: restored[150].Time, Kind: verify.KindLedgerRestored,
+			Restored: &verify.Restored{Backup: "backup-1", Size: 150, Lost: lost.Size, LostRoot: lost.Root.String()}}
+		err = f.export("restored", newLog(restored), bundles)
+	}
+	if err == nil {
+		err = f.write("before.checkpoint", f.sign(log.checkpoint(150)))
+	}
+	if err == nil {
+		err = f.write("within.checkpoint", f.sign(log.checkpoint(180)))
 	}
 	if err == nil {
 		err = f.write("2.json", append(log.entries[2], '\n'))

@@ -105,9 +105,16 @@ func quoteIfOdd(s string) string {
 	return s
 }
 
+// extends reports whether the log was found to extend the earlier checkpoint.
+func extends(r *verify.Report) bool {
+	return !slices.ContainsFunc(r.Problems, func(p verify.Problem) bool {
+		return p.Code == verify.CodeEarlier || p.Code == verify.CodeRestored
+	})
+}
+
 func printReport(w io.Writer, r *verify.Report) {
 	printCheckpoint(w, r.Checkpoint, r.Cosignatures)
-	if r.Earlier != nil {
+	if r.Earlier != nil && extends(r) {
 		fmt.Fprintf(w, "extends     the earlier checkpoint of size %d\n", r.Earlier.Size)
 	}
 	fmt.Fprintf(w, "entries     %d", r.Entries)
@@ -137,6 +144,10 @@ func printReport(w io.Writer, r *verify.Report) {
 	if k := r.Keys; k != (verify.KeyCounts{}) {
 		fmt.Fprintf(w, "rotations   %d epochs, %d others, %d with evidence that was verified; %d subjects sealed or indexed again\n",
 			k.Epochs, k.Rotations, k.Proven, k.Resealed)
+	}
+	for _, x := range r.Restores {
+		fmt.Fprintf(w, "restored    by entry %d from backup %s: %d entries that the log held from %d on are lost\n",
+			x.Index, quoteIfOdd(x.Backup), x.Lost-x.Size, x.Size)
 	}
 	fmt.Fprintf(w, "policies    %d bundles have the published hash", r.Policies)
 	if len(r.Absent) > 0 {

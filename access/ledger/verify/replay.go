@@ -153,7 +153,9 @@ func (r *replay) entry(index int64, e Entry) {
 	case KindLedgerRestored:
 		if e.Restored == nil || e.Restored.Size != index || e.Restored.Lost < index {
 			r.problem(index, CodeMembers, "%s does not say what was restored, or not to here", e.Kind)
+			return
 		}
+		r.report.Restores = append(r.report.Restores, Restore{index, *e.Restored})
 	case KindRestrictionSet:
 		r.restricted[e.SubjectRef] = true
 	case KindRestrictionLift:
