@@ -15,6 +15,9 @@ import (
 //	g              generation counter, 8 bytes, big endian
 //	f              floor: the least version of the KEK that a row may be written with, 8 bytes, big endian;
 //	               absent: any
+//	e              when the last epoch ended, or the schedule began: milliseconds, 8 bytes, big endian
+//	n              the subject whose bundle was written last, 16 bytes
+//	r              numbers of the last rotations, see rotations
 //	i              the instance, see instanceRow
 //	k/<name>       a wrapped keyset of the instance, see row
 //	b/<16 bytes>   a subject's wrapped bundle, see row
