@@ -798,17 +798,6 @@ func TestNothingIsAllowedBehindAnErasure(t *testing.T) {
 		if certificates.Load() == 0 {
 			t.Error("no certificate was given")
 		}
-		// An access that was recorded before and could not be served any more is recorded as failed. That entry,
-		// alone, may be in the index under the reference; what it is made from is gone.
-		for _, row := range w.rows("l/s/" + string(ref)) {
-			e := w.entries(int64(row.Key[len(row.Key)-1]) | int64(row.Key[len(row.Key)-2])<<8)[0]
-			if e.Kind != verify.KindAccessFailed {
-				t.Errorf("%s is in the index by subject", e.Kind)
-			}
-			if err := w.store.Update(ctx, func(wr kv.Writer) error { wr.Delete(row.Key); return nil }); err != nil {
-				t.Fatal(err)
-			}
-		}
 		w.mustBeGone(subject, ref)
 		if n := len(w.rows("d")); n != 0 {
 			t.Errorf("%d details are left", n)

@@ -31,9 +31,9 @@ func (b *Broker) PermitBackup(ctx context.Context, r Request) error {
 	return err
 }
 
-// IsIdempotencyRow reports whether a row is the outcome of an idempotency key, from the first byte of its key.
-// Such rows are left out of backups.
-func IsIdempotencyRow(key []byte) bool { return len(key) > 0 && key[0] == 'i' }
+// IsIdempotencyRow reports whether a row is the outcome of an idempotency key, or leads to one from its subject, from
+// the first byte of its key. Such rows are left out of backups.
+func IsIdempotencyRow(key []byte) bool { return len(key) > 0 && (key[0] == 'i' || key[0] == 'y') }
 
 // Restoration is what a restored store must be told before it serves.
 type Restoration struct {

@@ -73,7 +73,18 @@ func LoadAll(r kv.Reader, subject uuid.UUID) (*Subject, error) {
 	if len(collections) == 0 {
 		return s, nil
 	}
-	return Load(r, subject, collections...)
+	keys := make([][]byte, len(collections))
+	for i, c := range collections {
+		keys[i] = recordKey(subject, c)
+	}
+	values, err := r.Get(keys...)
+	if err != nil {
+		return nil, fmt.Errorf("reading subject: %w", err)
+	}
+	if err := s.take(collections, values); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Sealed lists every ciphertext in the loaded records, in the order that Reseal takes their replacements in.

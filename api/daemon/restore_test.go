@@ -408,7 +408,7 @@ func TestABackupHoldsCiphertextOnly(t *testing.T) {
 			t.Error("the mark of the key store is in the backup")
 		}
 	}
-	if kinds['u']+kinds['x']+kinds['i'] != 0 || kinds['s'] != 2 || kinds['r'] != 2 || kinds['l'] == 0 || kinds['p'] == 0 {
+	if kinds['u']+kinds['x']+kinds['i']+kinds['y'] != 0 || kinds['s'] != 2 || kinds['r'] != 2 || kinds['l'] == 0 || kinds['p'] == 0 {
 		t.Errorf("rows by kind: %v", kinds)
 	}
 }
@@ -420,7 +420,14 @@ func TestABadArchiveIsRefusedAndNothingIsTouched(t *testing.T) {
 		i.create(n)
 	}
 	_, good := i.backup()
-	signer := i.signer
+	id, err := loadIdentity(t.Context(), i.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, _, err := id.ledgerKey(t.Context(), i.sidecar)
+	if err != nil {
+		t.Fatal(err)
+	}
 	i.lose()
 	parent := filepath.Dir(i.config.Store.Dir)
 	before := treeHash(t, parent)
@@ -570,6 +577,98 @@ func TestARestoreThatStopsHalfWayIsBegunAgain(t *testing.T) {
 	i.open()
 	if _, err := i.read(s); err != nil {
 		t.Error(err)
+	}
+}
+
+// rotate has keys of scope replaced.
+func (i *instance) rotate(scope string) {
+	i.Helper()
+	started, err := i.broker.StartRotation(i.Context(), security, scope, uuid.Nil)
+	if err != nil {
+		i.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		r, err := i.broker.Rotation(i.Context(), security, started.ID)
+		if err == nil && r.Record >= 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			i.Fatalf("the rotation is not done: %+v, %v", r, err)
+		}
+	}
+}
+
+// The ledger's key is replaced while pdvault runs. Backups of after that can be restored, during the overlap and after
+// it, with no restart in between; one of before cannot, which is said before anything is touched.
+func TestABackupFollowsTheLedgersKey(t *testing.T) {
+	i := newInstance(t)
+	s := i.create(1)
+	old, _ := i.backup()
+	i.rotate(access.ScopeLedger)
+	during, _ := i.backup()
+	if err := i.ledgerKeys.dropDue(t.Context(), time.Now().Add(2*defaultKeyOverlap)); err != nil {
+		t.Fatal(err)
+	}
+	after, _ := i.backup()
+
+	i.lose()
+	if _, err := i.restore(RestoreOptions{Archive: old}); !errors.Is(err, archive.ErrForeign) {
+		t.Errorf("a backup of before: %v", err)
+	}
+	for _, path := range []string{during, after} {
+		report, err := i.restore(RestoreOptions{Archive: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.rewind(report.Manifest.Ledger)
+		i.open()
+		if _, err := i.read(s); err != nil {
+			t.Error(err)
+		}
+		i.lose()
+	}
+}
+
+// The key of the index was replaced after the backup. The restore says so, and rotating the index again mends it.
+func TestARestoreSaysThatTheIndexMustBeRotated(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	path, _ := i.backup()
+	i.rotate(access.ScopeIndex)
+	i.lose()
+	report, err := i.restore(RestoreOptions{Archive: path})
+	if err != nil || !report.NoIndex {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	i.rewind(report.Manifest.Ledger)
+	i.open()
+	i.rotate(access.ScopeIndex)
+	_, err = i.broker.CreateSubject(t.Context(), access.CreateRequest{Request: shop, Records: map[string][]byte{
+		"profile": []byte(`{"email":"canary1@example.org"}`),
+	}})
+	if !errors.Is(err, access.ErrNotUnique) {
+		t.Errorf("a taken value: %v", err)
+	}
+	i.create(2)
+}
+
+// An archive whose manifest the newest key has signed, but whose ledger has not got that key, would be restored to an
+// instance that the sidecar does not serve.
+func TestABackupThatTheLedgersKeyOvertookIsRefused(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	var once sync.Once
+	var out bytes.Buffer
+	err := i.Backup(t.Context(), writerFunc(func(b []byte) (int, error) {
+		once.Do(func() { i.rotate(access.ScopeLedger) }) // the snapshot was taken before
+		return out.Write(b)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.lose()
+	if _, err := i.restore(RestoreOptions{Archive: i.file(out.Bytes())}); !errors.Is(err, archive.ErrForeign) {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -1,8 +1,10 @@
 package keyring
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -70,43 +72,68 @@ func (k *Keyring) newestVersion(ctx context.Context) (uint64, error) {
 // canary unwraps the bundle that was wrapped last. When HashiCorp Vault, or the root-key file, was put back to an
 // older state, the instance's keysets may still unwrap and newer bundles not: better to find out before serving.
 func (k *Keyring) canary(ctx context.Context) error {
-	var row []byte
+	switch err := k.unwrapsNewest(ctx); {
+	case err == nil:
+		return nil
+	case isOf(err, keys.ErrKEKMissing), isOf(err, keys.ErrUnavailable):
+		return err
+	default:
+		// One damaged bundle must not keep everybody's shut.
+		k.cfg.Logger.Error("the newest bundle does not unwrap", "error", err)
+		return nil
+	}
+}
+
+// unwrapsNewest unwraps the bundle that was wrapped last, and reports why that cannot be done.
+func (k *Keyring) unwrapsNewest(ctx context.Context) error {
 	var subject uuid.UUID
-	err := k.store.View(ctx, func(r kv.Reader) error {
+	return k.unwrapsRow(ctx, func(r kv.Reader) (row, context []byte, err error) {
 		values, err := r.Get(keyNewest)
 		if err != nil || len(values[0]) != len(subject) {
-			return err
+			return nil, nil, err // none was made yet
 		}
 		copy(subject[:], values[0])
 		values, err = r.Get(keyBundle(subject))
-		if err == nil {
-			row = values[0]
+		if err != nil {
+			return nil, nil, err
 		}
-		return err
+		return values[0], bundleContext(k.cfg.Instance, subject), nil // no row: it was erased
 	})
-	if err != nil {
-		return storeError("reading", err)
-	}
-	if row == nil {
-		return nil // none was made yet, or it was erased
-	}
-	r, err := k.checkRow(row)
-	if err == nil {
-		var clear []Secret
-		if clear, err = callKEK(ctx, k.cfg.KEK.Unwrap, []KEKItem{{bundleContext(k.cfg.Instance, subject), r.wrapped}}); err == nil {
-			wipeAll(clear)
+}
+
+// unwrapsRow unwraps the row that find finds, if there is one, and reports why that cannot be done. A row that an
+// epoch wraps again meanwhile is looked at once more.
+func (k *Keyring) unwrapsRow(ctx context.Context, find func(kv.Reader) (row, context []byte, err error)) error {
+	var before []byte
+	for {
+		var b, about []byte
+		err := k.store.View(ctx, func(r kv.Reader) (err error) {
+			b, about, err = find(r)
+			return err
+		})
+		if err != nil {
+			return storeError("reading", err)
+		}
+		if b == nil {
 			return nil
 		}
+		r, err := k.checkRow(b)
+		if err == nil {
+			var clear []Secret
+			if clear, err = callKEK(ctx, k.cfg.KEK.Unwrap, []KEKItem{{about, r.wrapped}}); err == nil {
+				wipeAll(clear)
+				return nil
+			}
+		}
+		switch {
+		case isOf(err, keys.ErrKEKRetired) && !bytes.Equal(b, before):
+			before = b
+		case isOf(err, keys.ErrKEKMissing):
+			return fmt.Errorf("key-encryption key is older than the key store, which holds keys of a later version (was it restored from a snapshot?): %w", err)
+		default:
+			return fmt.Errorf("unwrapping from the key store: %w", err)
+		}
 	}
-	switch {
-	case isOf(err, keys.ErrKEKMissing):
-		return fmt.Errorf("key-encryption key is older than the key store, which holds bundles of a later version (was it restored from a snapshot?): %w", err)
-	case isOf(err, keys.ErrUnavailable):
-		return fmt.Errorf("unwrapping the newest bundle: %w", err)
-	}
-	// One damaged bundle must not keep everybody's shut.
-	k.cfg.Logger.Error("the newest bundle does not unwrap", "error", err)
-	return nil
 }
 
 // scan calls each for every pair whose key begins with prefix, in pages, each of a snapshot of its own.
@@ -292,7 +319,7 @@ func (e *epochs) carryOut(ctx context.Context, r jobRecord) (err error) {
 		if isOf(err, keys.ErrNoJob) {
 			return err
 		}
-		if permanent(err) {
+		if hopeless(err) {
 			code := failureCode(err)
 			e.k.cfg.Logger.Error("epoch failed", "phase", r.Phase, "error", err)
 			var failed jobRecord
@@ -308,6 +335,19 @@ func (e *epochs) carryOut(ctx context.Context, r jobRecord) (err error) {
 		e.k.cfg.Epochs.End(ending)
 	}
 	return err
+}
+
+// brokenRow is a row that cannot be wrapped again.
+type brokenRow struct{ err error }
+
+func (b *brokenRow) Error() string { return "a row cannot be wrapped again: " + b.err.Error() }
+func (b *brokenRow) Unwrap() error { return b.err }
+
+// hopeless reports whether an epoch that met err must end. A key that is missing altogether is not reason enough:
+// whoever deleted it, or put it back to an older state, has a snapshot to put it right with, and the epoch goes on.
+func hopeless(err error) bool {
+	var broken *brokenRow
+	return errors.As(err, &broken) || permanent(err) && !isOf(err, keys.ErrKEKMissing)
 }
 
 // permanent reports whether waiting does not help against err: the KEK, or what it wrapped, is not what it was.
@@ -394,7 +434,7 @@ func (e *epochs) verify(ctx context.Context, r jobRecord) (jobRecord, error) {
 		r = next
 		if found.broken != nil && found.wrapped == 0 {
 			// All the others are done. The one that is not would be lost with its version of the KEK.
-			return r, fmt.Errorf("a row cannot be wrapped again: %w", found.broken)
+			return r, &brokenRow{found.broken}
 		}
 		if found.below > 0 {
 			continue
@@ -410,7 +450,9 @@ func (e *epochs) verify(ctx context.Context, r jobRecord) (jobRecord, error) {
 func (e *epochs) retire(ctx context.Context, r jobRecord) (jobRecord, error) {
 	calling, cancel := context.WithTimeout(ctx, retireCalls*e.k.cfg.KEKTimeout)
 	defer cancel()
-	if err := e.k.cfg.Epochs.Retire(calling, r.Target); err != nil {
+	if err := e.k.cfg.Epochs.Retire(calling, r.Target); isOf(err, keys.ErrInvalid) {
+		return r, fmt.Errorf("the version that everything is wrapped under is gone: %w", keys.ErrKEKMissing)
+	} else if err != nil {
 		return r, kekError(err)
 	}
 	return e.advance(ctx, r, func(_ kv.Writer, r *jobRecord) error { r.end(e.k.cfg.Now(), ""); return nil })

@@ -576,38 +576,40 @@ func TestEpochKeepsTheCache(t *testing.T) {
 	}
 }
 
-// What may pass is waited for, and the job runs on; nothing needs a restart.
+// What may pass is waited for, and the job runs on; nothing needs a restart. A key that was deleted may be put back.
 func TestEpochWaitsForTheKEK(t *testing.T) {
 	for _, op := range []string{"rotate", "rewrap", "retire"} {
-		t.Run(op, func(t *testing.T) {
-			t.Parallel()
-			var seen atomic.Int64
-			held := make(chan error, 100)
-			r := newEpochRing(t, func(c *keyring.Config) {
-				c.Observe.Epoch = func(_ string, _, _ int64, err error) {
-					if err != nil {
-						held <- err
+		for _, failure := range []error{keys.ErrSealed, keys.ErrForbidden, keys.ErrKEKMissing} {
+			t.Run(op+" "+keys.CodeOf(failure).String(), func(t *testing.T) {
+				t.Parallel()
+				var seen atomic.Int64
+				held := make(chan error, 100)
+				r := newEpochRing(t, func(c *keyring.Config) {
+					c.Observe.Epoch = func(_ string, _, _ int64, err error) {
+						if err != nil {
+							held <- err
+						}
 					}
+				})
+				r.mustCreate("value")
+				r.kek.set(func() {
+					r.kek.before = func(o string) error {
+						if o == op && seen.Add(1) < 3 {
+							return failure
+						}
+						return nil
+					}
+				})
+				r.start()
+				wantErr(t, <-held, failure)
+				if j, _ := r.job(); j.State != keyring.JobRunning || j.Failure != "" {
+					t.Errorf("while the KEK is away: %+v", j)
+				}
+				if j := r.ends(); j.State != keyring.JobDone {
+					t.Errorf("in the end: %+v", j)
 				}
 			})
-			r.mustCreate("value")
-			r.kek.set(func() {
-				r.kek.before = func(o string) error {
-					if o == op && seen.Add(1) < 3 {
-						return keys.ErrSealed
-					}
-					return nil
-				}
-			})
-			r.start()
-			wantErr(t, <-held, keys.ErrSealed)
-			if j, _ := r.job(); j.State != keyring.JobRunning || j.Failure != "" {
-				t.Errorf("while the KEK is sealed: %+v", j)
-			}
-			if j := r.ends(); j.State != keyring.JobDone {
-				t.Errorf("in the end: %+v", j)
-			}
-		})
+		}
 	}
 }
 
@@ -679,6 +681,64 @@ func TestOpenRefusesAnOlderKEK(t *testing.T) {
 			wantErr(t, err, keys.ErrKEKMissing)
 			r.kek.KEK = current
 			r.ring = r.reopen()
+		})
+	}
+}
+
+// A KEK that works, and yet does not unwrap what is there, is not ready: it was put back to an older state, or older
+// versions were destroyed by somebody else. When it is put right, it is ready again.
+func TestReadyNoticesWhatTheKEKDoesNotUnwrap(t *testing.T) {
+	ctx := context.Background()
+	for name, c := range map[string]struct {
+		spoil func(*epochRing) error
+		want  error
+	}{
+		"put back to before an epoch": {func(r *epochRing) error { r.done(); return nil }, keys.ErrKEKMissing},
+		"put back to before a rotation": {func(r *epochRing) error {
+			_, err := r.epoch.Rotate(ctx, 1)
+			r.mustCreate("newer")
+			return err
+		}, keys.ErrKEKMissing},
+		"trimmed": {func(r *epochRing) error {
+			_, err := r.epoch.file.Rotate(ctx, 1)
+			r.mustCreate("newer, and it can be read")
+			return errors.Join(err, r.epoch.file.Retire(ctx, 2))
+		}, keys.ErrKEKRetired},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "root-key")
+			if err := localkek.Create(path); err != nil {
+				t.Fatal(err)
+			}
+			old, err := localkek.Open(path) // which keeps in memory what a snapshot would
+			if err != nil {
+				t.Fatal(err)
+			}
+			current, err := localkek.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := newEpochRing(t, func(c *keyring.Config) {
+				e := c.KEK.(*epochKEK)
+				e.testKEK.KEK, e.file = current, current
+			})
+			r.mustCreate("value")
+			if err := r.Ready(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.spoil(r); err != nil {
+				t.Fatal(err)
+			}
+			if errors.Is(c.want, keys.ErrKEKRetired) {
+				wantErr(t, r.Ready(ctx), c.want) // and destroyed is destroyed
+				return
+			}
+			r.kek.KEK = old
+			wantErr(t, r.Ready(ctx), c.want)
+			r.kek.KEK = current
+			if err := r.Ready(ctx); err != nil {
+				t.Errorf("put right: %v", err)
+			}
 		})
 	}
 }

@@ -169,7 +169,7 @@ func (k *Keyring) load(ctx context.Context) error {
 
 // readKeysets reads the rows of the instance's keysets, all of one snapshot.
 func (k *Keyring) readKeysets(ctx context.Context) (map[string][]byte, error) {
-	wanted := [][]byte{keyInstance, keyGeneration}
+	wanted := [][]byte{keyInstance, keyGeneration, keyRestoring}
 	for _, name := range keysetNames {
 		wanted = append(wanted, keyKeyset(name))
 	}
@@ -181,6 +181,9 @@ func (k *Keyring) readKeysets(ctx context.Context) (map[string][]byte, error) {
 	})
 	if err != nil {
 		return nil, storeError("reading", err)
+	}
+	if values[2] != nil && !k.restoring {
+		return nil, ErrRestoring
 	}
 	if values[0] == nil {
 		return nil, ErrNotCreated
@@ -198,7 +201,7 @@ func (k *Keyring) readKeysets(ctx context.Context) (map[string][]byte, error) {
 	raise(&k.generation, generation)
 	rows := make(map[string][]byte, len(keysetNames))
 	for i, name := range keysetNames {
-		rows[name] = values[2+i]
+		rows[name] = values[3+i]
 	}
 	return rows, nil
 }

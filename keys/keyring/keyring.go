@@ -91,8 +91,16 @@ type Observer struct {
 }
 
 func (cfg Config) verified() (Config, error) {
-	if cfg.KEK == nil || cfg.Store == nil {
-		return cfg, fmt.Errorf("keyring: config without KEK or store: %w", keys.ErrInvalid)
+	if cfg.Store == nil {
+		return cfg, fmt.Errorf("keyring: config without store: %w", keys.ErrInvalid)
+	}
+	return cfg.withoutStore()
+}
+
+// withoutStore is verified for who has no store yet.
+func (cfg Config) withoutStore() (Config, error) {
+	if cfg.KEK == nil {
+		return cfg, fmt.Errorf("keyring: config without KEK: %w", keys.ErrInvalid)
 	}
 	if err := checkName("instance", cfg.Instance); err != nil {
 		return cfg, err
@@ -138,6 +146,7 @@ func (cfg Config) verified() (Config, error) {
 type Keyring struct {
 	cfg        Config
 	store      kv.Store
+	restoring  bool          // opened by a restore that is under way
 	generation atomic.Uint64 // newest seen in the key store
 	cache      *cache
 	wraps      *batcher
@@ -208,7 +217,12 @@ func Open(ctx context.Context, cfg Config) (*Keyring, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Keyring{cfg: cfg, store: cfg.Store, swept: make(chan struct{}), changing: make(chan struct{}, 1)}
+	return open(ctx, cfg, false)
+}
+
+// open is Open with a verified cfg; restoring says that the store is one that a restore has not finished.
+func open(ctx context.Context, cfg Config, restoring bool) (_ *Keyring, err error) {
+	k := &Keyring{cfg: cfg, store: cfg.Store, restoring: restoring, swept: make(chan struct{}), changing: make(chan struct{}, 1)}
 	if k.cache, err = newCache(cfg.CacheSize, cfg.CacheTTL, cfg.Now); err != nil {
 		return nil, fmt.Errorf("opening a keyring: %w", err)
 	}
@@ -317,7 +331,9 @@ func (k *Keyring) KEKName() string { return k.cfg.KEK.Name() }
 // Instance is the name of the instance.
 func (k *Keyring) Instance() string { return k.cfg.Instance }
 
-// Ready does a real round trip through the KEK and a read of the key store, and reports what fails.
+// Ready does a real round trip through the KEK and a read of the key store, and reports what fails. The KEK must also
+// unwrap what is there: a keyset of the instance, which only an epoch wraps again, and the bundle that was wrapped
+// last. So a KEK that lost older versions is noticed, and one that was put back to an older state.
 func (k *Keyring) Ready(ctx context.Context) error {
 	if _, err := k.current(); err != nil {
 		return err
@@ -327,6 +343,19 @@ func (k *Keyring) Ready(ctx context.Context) error {
 	}
 	if err := k.cfg.KEK.Ready(ctx); err != nil {
 		return kekError(err)
+	}
+	err := k.unwrapsRow(ctx, func(r kv.Reader) (row, context []byte, err error) {
+		values, err := r.Get(keyKeyset("service"))
+		if err != nil {
+			return nil, nil, err
+		}
+		return values[0], keysetContext(k.cfg.Instance, "service"), nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := k.unwrapsNewest(ctx); err != nil && !isOf(err, keys.ErrTampered) { // which is one person's trouble
+		return err
 	}
 	return nil
 }

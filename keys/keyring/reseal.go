@@ -116,7 +116,7 @@ func (k *Keyring) fill(ctx context.Context, ids []uuid.UUID, found []unlocked) e
 	if len(missing) == 0 {
 		return nil
 	}
-	got, err := k.bundles(ctx, asked)
+	got, err := k.bundlesInPassing(ctx, asked)
 	if err != nil {
 		return err
 	}

@@ -121,6 +121,7 @@ type Server struct {
 	budget  *budget
 	alarm   alarm // of the budget
 	count   inventory
+	rewinds []Rewound // known at the start: none is made while a sidecar serves
 
 	probe struct {
 		sync.Mutex // held during a probe; guards the members below
@@ -157,6 +158,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("preparing witness key: %w", err)
 	}
 	if s.witness, err = loadWitness(ctx, cfg.Keyring, cosigner, cfg.Now); err != nil {
+		return nil, err
+	}
+	if s.rewinds, err = Rewinds(ctx, cfg.Keyring); err != nil {
 		return nil, err
 	}
 	s.served = newServed(s.witness.size(), cfg.Now)
@@ -282,6 +286,9 @@ func (s *Server) Status(ctx context.Context, _ *keyspb.StatusRequest) (*keyspb.S
 	}
 	if bound.origin != "" {
 		r.WitnessedRoot = seen.Root[:]
+	}
+	for _, w := range s.rewinds {
+		r.Rewinds = append(r.Rewinds, &keyspb.Rewind{LostSize: w.Lost.Size, LostRoot: w.Lost.Root[:], Size: w.Size, At: w.At.UnixMilli()})
 	}
 	// A status that lacks the next epoch is of more use than none.
 	if next, _, err := s.ring.NextEpoch(ctx); err == nil {

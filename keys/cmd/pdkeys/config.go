@@ -55,7 +55,7 @@ import (
 //	witness_overlap: 30d      # how long a replaced witness key goes on cosigning
 //	budget: {opens_per_second: 20000, subjects_per_hour: 200000} # of one caller; three times that of all
 //	cache: {size: 10000, ttl: 30s}
-//	metrics: {textfile: /var/lib/node_exporter/pdkeys.prom}
+//	metrics: {textfile: /var/lib/node_exporter/pdkeys.prom, interval: 15s}
 //	log: {level: info}
 type Config struct {
 	// Instance names the instance; it is bound into every key and must never change.
@@ -95,7 +95,8 @@ type Config struct {
 		TTL  time.Duration `koanf:"ttl"`  // 0: 30 s; at most 300 s
 	} `koanf:"cache"`
 	Metrics struct {
-		Textfile string `koanf:"textfile"` // for node_exporter's textfile collector; empty: none
+		Textfile string   `koanf:"textfile"` // for node_exporter's textfile collector; empty: none
+		Interval Interval `koanf:"interval"` // at which it is written; absent: 15s, at most 5m
 	} `koanf:"metrics"`
 	Log struct {
 		Level string `koanf:"level"` // debug, info, warn, error; empty: info
@@ -169,6 +170,9 @@ const (
 	maxOverlap   = 366 * 24 * time.Hour
 	scheduleOff  = "off"
 	maxOpens     = 10_000_000
+
+	defaultMetrics = 15 * time.Second
+	maxMetrics     = 5 * time.Minute
 )
 
 var instanceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
@@ -222,6 +226,7 @@ func (c *Config) check() error {
 	need(c.Socket.Path != "", "socket.path is missing")
 	c.checkStore(need)
 	need(c.Cache.Size >= 0 && c.Cache.Size <= maxCacheSize, "cache.size: want at most %d", maxCacheSize)
+	need(time.Duration(c.Metrics.Interval) <= maxMetrics, "metrics.interval: want at most %v, or the alert on an old file fires", maxMetrics)
 	need(c.Epoch.Schedule == "" || c.Epoch.Schedule == scheduleOff, "epoch.schedule: want off, or nothing")
 	need(c.Epoch.Schedule == "" || c.Epoch.Interval == 0, "epoch.interval is given, but epoch.schedule is off")
 	need(time.Duration(c.Epoch.Interval) <= maxEpoch,

@@ -89,7 +89,7 @@ func start(t *testing.T, dir, config string) (cmd *exec.Cmd, out *bytes.Buffer, 
 }
 
 func TestLifeOfAnInstance(t *testing.T) {
-	dir, config := instance(t, "metrics: {textfile: m.prom}\nlog: {level: debug}\n")
+	dir, config := instance(t, "metrics: {textfile: m.prom, interval: 1s}\nlog: {level: debug}\n")
 	if rc, out := code(t, "serve", "--config", config); rc != exitStore || !strings.Contains(out, "pdkeys init") {
 		t.Errorf("serve before init: %d, %s", rc, out)
 	}
@@ -117,6 +117,14 @@ func TestLifeOfAnInstance(t *testing.T) {
 	}
 	if rc, text := code(t, "serve", "--config", config); rc != exitStore {
 		t.Errorf("a second sidecar on the same store: %d, %s", rc, text)
+	}
+	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if text, err := os.ReadFile(filepath.Join(dir, "m.prom")); err == nil && strings.Contains(string(text), `pdkeys_kek_state{state="ok"} 1`) {
+			break
+		}
+		if time.Since(begin) > 10*time.Second { // less than the default interval
+			t.Fatal("the metrics are not written at the interval")
+		}
 	}
 	proc, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
 	if err != nil || !strings.Contains(strings.Join(strings.Fields(string(proc)), " "), "Max core file size 0 0 bytes") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,6 @@ import (
 
 const (
 	drainTime    = 5 * time.Second
-	statsEvery   = 15 * time.Second
 	parentEvery  = 250 * time.Millisecond
 	softMemLimit = 192 << 20 // the Go heap; the engine's maps and buffers are beside it
 )
@@ -84,7 +84,8 @@ func serve(ctx context.Context, c Config, stderr io.Writer) (err error) {
 	if err != nil {
 		return errors.Join(err, admin.Close())
 	}
-	background.Go(func() { stats.Run(ctx, log, c.Metrics.Textfile, statsEvery, server.Gauges) })
+	metricsEvery := cmp.Or(time.Duration(c.Metrics.Interval), defaultMetrics)
+	background.Go(func() { stats.Run(ctx, log, c.Metrics.Textfile, metricsEvery, server.Gauges) })
 	log.Info("ready", "socket", c.Socket.Path, "instance", c.Instance, "sidecar", ring.SidecarID(), "kek", c.kekName(),
 		"generation", ring.Generation())
 	err = serveBoth(ctx, stop, server, l, admin)
