@@ -520,7 +520,6 @@ func (s *resealing) detailPage(ctx context.Context, id uuid.UUID, ref []byte, ro
 		}
 		changed++
 		u.change.Expect(found[i], subject.Items[i].Ciphertext, vault.ErrStale)
-		u.change.Expect(pendingKey(id), nil, vault.ErrStale) // nothing about a subject follows its erasure
 		u.change.Set(found[i], sealed)
 		if u.size += len(sealed); u.size > rekeyBytes/2 {
 			u.close()

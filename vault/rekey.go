@@ -61,19 +61,21 @@ func Subjects(r kv.Reader, after uuid.UUID, limit int) ([]uuid.UUID, error) {
 // LoadAll is Load with every record that the head lists.
 func LoadAll(r kv.Reader, subject uuid.UUID) (*Subject, error) {
 	s, err := Load(r, subject)
-	if err != nil {
+	if err != nil || len(s.collections()) == 0 {
 		return s, err
 	}
-	var collections []string
+	return Load(r, subject, s.collections()...)
+}
+
+// collections returns the names of those in which the subject has a record, sorted.
+func (s *Subject) collections() []string {
+	var names []string
 	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
 		if !s.Head.Records[name].Deleted {
-			collections = append(collections, name)
+			names = append(names, name)
 		}
 	}
-	if len(collections) == 0 {
-		return s, nil
-	}
-	return Load(r, subject, collections...)
+	return names
 }
 
 // Sealed lists every ciphertext in the loaded records, in the order that Reseal takes their replacements in.

@@ -305,6 +305,9 @@ func TestARestoredDataStoreServesWhatWasBackedUp(t *testing.T) {
 			if bytes.Contains(p.Key, erased[:]) && p.Key[0] != 's' || bytes.Equal(p.Value, erased[:]) {
 				t.Errorf("a row of the erased subject is left, of kind %q", p.Key[:1])
 			}
+			if bytes.Contains(p.Key, erased[:]) && string(p.Value) != `{"f":1,"version":2,"erased":true}` {
+				t.Errorf("its tombstone says %s", p.Value)
+			}
 		}
 		return err
 	})
