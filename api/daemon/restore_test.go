@@ -583,6 +583,46 @@ func TestARestoreThatStopsHalfWayIsBegunAgain(t *testing.T) {
 	}
 }
 
+// A backup was taken while an erasure was half done. The restored instance finishes it, and gives a certificate.
+func TestAnErasureThatWasPendingInABackupIsFinished(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	subject := i.create(2)
+	i.keys.Ring.Before(func(op string) error {
+		if op == "DestroyRef" {
+			return keys.ErrUnavailable
+		}
+		return nil
+	})
+	_, err := i.broker.Erase(t.Context(), access.EraseRequest{Request: privacy, Subject: subject, Reason: "subject-request"})
+	var pending *access.PendingErasureError
+	if !errors.As(err, &pending) {
+		t.Fatalf("%v", err)
+	}
+	path, _ := i.backup()
+	i.lose()
+	i.keys.Ring.Before(nil)
+	report, err := i.restore(RestoreOptions{Archive: path})
+	if err != nil || report.Subjects != 1 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	if report.Rewind {
+		i.rewind(report.Manifest.Ledger)
+	}
+	i.open()
+	c, err := i.broker.Erasure(t.Context(), privacy, pending.ID)
+	if err != nil || c.Erased.Index != pending.Entry {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if n, err := i.broker.PendingErasures(t.Context()); n != 0 || err != nil {
+		t.Errorf("%d pending, %v", n, err)
+	}
+	check, err := verify.VerifyLog(t.Context(), os.DirFS(i.export()), verify.LogCheck{Ledger: mustVerifier(t, i)})
+	if err != nil || !check.OK() || check.Erasures.Pending != 0 {
+		t.Errorf("the log: %v, %+v", err, check)
+	}
+}
+
 // rotate has keys of scope replaced.
 func (i *instance) rotate(scope string) {
 	i.Helper()
