@@ -305,6 +305,9 @@ func TestARestoredDataStoreServesWhatWasBackedUp(t *testing.T) {
 			if bytes.Contains(p.Key, erased[:]) && p.Key[0] != 's' || bytes.Equal(p.Value, erased[:]) {
 				t.Errorf("a row of the erased subject is left, of kind %q", p.Key[:1])
 			}
+			if bytes.Contains(p.Key, erased[:]) && string(p.Value) != `{"f":1,"version":2,"erased":true}` {
+				t.Errorf("its tombstone says %s", p.Value)
+			}
 		}
 		return err
 	})
@@ -577,6 +580,46 @@ func TestARestoreThatStopsHalfWayIsBegunAgain(t *testing.T) {
 	i.open()
 	if _, err := i.read(s); err != nil {
 		t.Error(err)
+	}
+}
+
+// A backup was taken while an erasure was half done. The restored instance finishes it, and gives a certificate.
+func TestAnErasureThatWasPendingInABackupIsFinished(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	subject := i.create(2)
+	i.keys.Ring.Before(func(op string) error {
+		if op == "DestroyRef" {
+			return keys.ErrUnavailable
+		}
+		return nil
+	})
+	_, err := i.broker.Erase(t.Context(), access.EraseRequest{Request: privacy, Subject: subject, Reason: "subject-request"})
+	var pending *access.PendingErasureError
+	if !errors.As(err, &pending) {
+		t.Fatalf("%v", err)
+	}
+	path, _ := i.backup()
+	i.lose()
+	i.keys.Ring.Before(nil)
+	report, err := i.restore(RestoreOptions{Archive: path})
+	if err != nil || report.Subjects != 1 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	if report.Rewind {
+		i.rewind(report.Manifest.Ledger)
+	}
+	i.open()
+	c, err := i.broker.Erasure(t.Context(), privacy, pending.ID)
+	if err != nil || c.Erased.Index != pending.Entry {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if n, err := i.broker.PendingErasures(t.Context()); n != 0 || err != nil {
+		t.Errorf("%d pending, %v", n, err)
+	}
+	check, err := verify.VerifyLog(t.Context(), os.DirFS(i.export()), verify.LogCheck{Ledger: mustVerifier(t, i)})
+	if err != nil || !check.OK() || check.Erasures.Pending != 0 {
+		t.Errorf("the log: %v, %+v", err, check)
 	}
 }
 
