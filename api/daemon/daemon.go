@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/ledger"
@@ -42,8 +41,7 @@ type Daemon struct {
 
 	background background // jobs that end before what they use is closed
 
-	signer    note.Signer // of the ledger; also signs manifests of backups
-	backingUp sync.Mutex  // held while a backup is streamed
+	backingUp sync.Mutex // held while a backup is streamed
 }
 
 // sidecarTimeout bounds a call to the sidecar, so that a request that meets a hanging key service is answered
@@ -106,7 +104,6 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.signer = signer
 
 	// 3. The ledger, whose newest checkpoint the sidecar must be able to follow.
 	config := ledgerConfig(d, c, id, signer, verifier, status)
@@ -145,6 +142,11 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	rotator, err := d.newRotator()
 	if err != nil {
 		return fmt.Errorf("starting the rotator: %w", err)
+	}
+	if _, lost, err := rotator.MendIndex(ctx); err != nil {
+		return fmt.Errorf("mending the index: %w", err)
+	} else if lost > 0 {
+		log.Error("people cannot be found by the index, since their data does not open", "count", lost)
 	}
 	d.showState()
 	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep, d.finishErasures, rotator.Run, d.dropLedgerKeys)

@@ -9,8 +9,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
-	"github.com/go-json-experiment/json"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -40,6 +40,11 @@ type RestoreOptions struct {
 	// LogDir is an export of the log that was made after the backup, as late as there is one; empty: none.
 	// Without it, what people asked for since the backup is not known.
 	LogDir string
+	// LedgerKeys are public keys of the ledger that the caller vouches for, beside those that the sidecar is bound to:
+	// for a backup that was signed with one that has been dropped since.
+	LedgerKeys []string
+	// AcceptUnreadable restores also when some of the data cannot be opened with the keys that there are.
+	AcceptUnreadable bool
 }
 
 // RestoreReport is what a restore came to.
@@ -48,8 +53,8 @@ type RestoreReport struct {
 	Manifest verify.Backup
 	Log      *verify.Checkpoint // of the exported log; nil: there was none
 	Since    map[string]int64   // entries that the log holds after the backup, by kind
-	Rewind   bool               // the sidecar has witnessed more: pdkeys rewind must be run before pdvault serves
-	NoIndex  bool               // lookups do not work: the index key that the backup was made with is gone
+	Rewind   bool               // the sidecar knows more of the ledger: pdkeys rewind must be run before pdvault serves
+	Reindex  bool               // the index keys of the backup are gone: the start makes the index anew
 }
 
 // restoring is where a store is built until it is complete. It is never opened under this name but by Restore,
@@ -86,7 +91,7 @@ func Restore(ctx context.Context, c Config, o RestoreOptions, log *slog.Logger) 
 	if status.Instance != c.Instance {
 		return report, fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
 	}
-	bound, err := boundKeys(status)
+	bound, err := boundKeys(status, o.LedgerKeys)
 	if err != nil {
 		return report, err
 	}
@@ -106,18 +111,22 @@ func Restore(ctx context.Context, c Config, o RestoreOptions, log *slog.Logger) 
 		return report, err
 	}
 	restoration := access.Restoration{
-		Backup: a.manifest.ID, Size: a.manifest.Ledger.Size, Lost: status.WitnessedSize, KeyState: keyState,
+		Backup: a.manifest.ID, Size: a.manifest.Ledger.Size, Lost: status.WitnessedSize,
+		AcceptUnreadable: o.AcceptUnreadable, Keys: d.sidecar, KeyState: keyState,
 	}
 	if len(status.WitnessedRoot) == tlog.HashSize {
 		restoration.LostRoot = tlog.Hash(status.WitnessedRoot)
 	}
-	report.Rewind = status.WitnessedSize > a.manifest.Ledger.Size
+	report.Rewind = status.WitnessedSize > a.manifest.Ledger.Size || !a.identity.has(status.LedgerKey)
 	if o.LogDir != "" {
 		var end verify.Checkpoint
-		if restoration.Since, end, err = readLog(ctx, o.LogDir, a, bound); err != nil {
+		if restoration.Since, end, err = readLog(ctx, o.LogDir, a, bound, status); err != nil {
 			return report, err
 		}
 		report.Log, report.Since = &end, restoration.Since.Kinds
+		if end.Size > restoration.Lost {
+			restoration.Lost, restoration.LostRoot = end.Size, end.Root
+		}
 	}
 
 	// 3. The store, under a name that nobody opens.
@@ -129,7 +138,12 @@ func Restore(ctx context.Context, c Config, o RestoreOptions, log *slog.Logger) 
 	}
 
 	// 4. The ledger on it, and what must not be undone.
-	if err := d.bringUp(ctx, status, restoration, &report); err != nil {
+	if err := d.bringUp(ctx, status, restoration, &report); errors.Is(err, access.ErrUnreadable) {
+		dir := c.Store.Dir
+		closing := d.Close()
+		d = nil
+		return report, errors.Join(err, closing, os.RemoveAll(dir))
+	} else if err != nil {
 		return report, err
 	}
 	if err := saveGeneration(ctx, d.store, d.sidecar.Generation()); err != nil {
@@ -160,16 +174,28 @@ func checkTarget(dir string) error {
 	return nil
 }
 
-// boundKeys are the keys of the ledger that the sidecar is bound to.
-func boundKeys(status client.Status) ([]note.Verifier, error) {
-	if status.LedgerKey == "" {
+// boundKeys are the keys of the ledger that the sidecar is bound to, the newest first, and those that the caller vouches
+// for.
+func boundKeys(status client.Status, more []string) ([]note.Verifier, error) {
+	if len(status.LedgerKeys) == 0 {
 		return nil, errors.New("the sidecar is bound to no ledger, so no archive can be verified: restore its key store first")
 	}
-	key, err := note.NewVerifier(status.LedgerKey)
-	if err != nil {
-		return nil, fmt.Errorf("the ledger key of the sidecar: %w", err)
+	var all []note.Verifier
+	for _, text := range slices.Concat(status.LedgerKeys, more) {
+		key, err := note.NewVerifier(text)
+		if err != nil {
+			return nil, fmt.Errorf("a key of the ledger: %w", err)
+		}
+		if !slices.ContainsFunc(all, func(k note.Verifier) bool { return k.Name() == key.Name() && k.KeyHash() == key.KeyHash() }) {
+			all = append(all, key)
+		}
 	}
-	return []note.Verifier{key}, nil
+	return all, nil
+}
+
+// has reports whether key is one that the ledger signs with.
+func (id identity) has(key string) bool {
+	return id.Verifier == key || slices.ContainsFunc(id.Older, func(k ledgerKey) bool { return k.Verifier == key })
 }
 
 // checkWitnessed refuses an archive whose ledger contradicts what the sidecar has witnessed. A shorter one cannot be
@@ -187,6 +213,7 @@ type inspected struct {
 	manifest   verify.Backup
 	sum        archive.Summary
 	checkpoint []byte // the signed checkpoint of the ledger in it
+	identity   identity
 }
 
 // inspect verifies an archive of instance: framing, digest, the manifest's signature by one of bound, and that it is
@@ -217,8 +244,7 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound []note.Ve
 		}
 		switch string(p.Key) {
 		case string(identityKey):
-			var id identity
-			if json.Unmarshal(p.Value, &id) != nil || id.Instance != instance {
+			if a.identity, err = parseIdentity(p.Value); err != nil || a.identity.Instance != instance {
 				return inspected{}, fmt.Errorf("identity of the instance: %w", archive.ErrForeign)
 			}
 		case string(ledger.CheckpointKey()):
@@ -227,7 +253,8 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound []note.Ve
 	}
 	a.sum = r.Summary()
 	if a.manifest, err = verify.OpenBackup(r.Seal(), bound...); err != nil {
-		return inspected{}, fmt.Errorf("its manifest is not signed by the ledger key that the sidecar is bound to: %w: %w", archive.ErrForeign, err)
+		return inspected{}, fmt.Errorf("its manifest is signed by no ledger key that the sidecar is bound to; when the ledger key that it was made under "+
+			"has been dropped since, give its public key as --ledger-key: %w: %w", archive.ErrForeign, err)
 	}
 	m := a.manifest
 	if m.Instance != header.Instance || m.ID != header.ID.String() || m.Created != header.Created || m.Count != a.sum.Count || m.Digest != tlog.Hash(a.sum.Digest) {
@@ -240,30 +267,37 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound []note.Ve
 	return a, nil
 }
 
-// readLog verifies an exported log that goes on from the archive's ledger, and collects what happened since.
-func readLog(ctx context.Context, dir string, a inspected, bound []note.Verifier) (*access.Since, verify.Checkpoint, error) {
+// readLog verifies an exported log that goes on from the archive's ledger, and collects what happened since. It must
+// agree with what the sidecar has witnessed, as far as it goes.
+func readLog(ctx context.Context, dir string, a inspected, bound []note.Verifier, status client.Status) (*access.Since, verify.Checkpoint, error) {
 	since := new(access.Since)
-	var err error
-	for _, key := range bound {
-		*since = access.Since{}
-		var report *verify.Report
-		report, err = verify.VerifyLog(ctx, os.DirFS(dir), verify.LogCheck{
-			Ledger: key, Earlier: a.checkpoint,
-			Visit: func(index int64, _ []byte, e verify.Entry) error {
-				if index >= a.manifest.Ledger.Size {
-					since.Add(e)
-				}
-				return nil
-			},
-		})
-		if err == nil && !report.OK() {
-			err = fmt.Errorf("entry %d: %s: %s", report.Problems[0].Index, report.Problems[0].Code, report.Problems[0].Detail)
-		}
-		if err == nil {
-			return since, report.Checkpoint, nil
+	check := verify.LogCheck{
+		Ledger: verify.AnyKey(bound[0], bound[1:]...), Earlier: a.checkpoint,
+		Visit: func(index int64, _ []byte, e verify.Entry) error {
+			if index >= a.manifest.Ledger.Size {
+				since.Add(e)
+			}
+			return nil
+		},
+	}
+	export := os.DirFS(dir)
+	signed, err := fs.ReadFile(export, verify.CheckpointPath)
+	if err != nil {
+		return nil, verify.Checkpoint{}, fmt.Errorf("%w, nothing was touched: %w", ErrRestoreLog, err)
+	}
+	if end, _, err := verify.OpenCheckpoint(signed, a.manifest.Ledger.Origin, check.Ledger); err == nil && end.Size >= status.WitnessedSize {
+		if len(status.WitnessedRoot) == tlog.HashSize {
+			check.Known = &verify.Checkpoint{Origin: end.Origin, Size: status.WitnessedSize, Root: tlog.Hash(status.WitnessedRoot)}
 		}
 	}
-	return nil, verify.Checkpoint{}, fmt.Errorf("%w, nothing was touched: %w", ErrRestoreLog, err)
+	report, err := verify.VerifyLog(ctx, export, check)
+	if err == nil && !report.OK() {
+		err = fmt.Errorf("entry %d: %s: %s", report.Problems[0].Index, report.Problems[0].Code, report.Problems[0].Detail)
+	}
+	if err != nil {
+		return nil, verify.Checkpoint{}, fmt.Errorf("%w, nothing was touched: %w", ErrRestoreLog, err)
+	}
+	return since, report.Checkpoint, nil
 }
 
 // rebuild writes the archive's rows, and the index rows that its records ask for, into a new store.
@@ -350,7 +384,11 @@ func (d *Daemon) bringUp(ctx context.Context, status client.Status, r access.Res
 	if err != nil {
 		return err
 	}
-	if d.ledger, err = ledger.Open(ctx, ledgerConfig(d, d.config, id, signer, verifier, status)); err != nil {
+	config := ledgerConfig(d, d.config, id, signer, verifier, status)
+	if config.Older, err = id.olderKeys(ctx, d.sidecar); err != nil {
+		return err
+	}
+	if d.ledger, err = ledger.Open(ctx, config); err != nil {
 		return fmt.Errorf("opening the restored ledger: %w", err)
 	}
 	v, err := vault.New(d.sidecar)
@@ -364,53 +402,20 @@ func (d *Daemon) bringUp(ctx context.Context, status client.Status, r access.Res
 	if report.RestoreReport, err = broker.Restore(ctx, r); err != nil {
 		return err
 	}
-	report.NoIndex, err = d.indexGone(ctx)
+	fits, err := broker.IndexFits(ctx)
+	report.Reindex = !fits
 	return err
 }
-
-// indexGone reports whether the sidecar no longer has the index key that lookups in the restored store need.
-func (d *Daemon) indexGone(ctx context.Context) (bool, error) {
-	var row []byte
-	err := d.store.View(ctx, func(r kv.Reader) error {
-		rows, err := r.Get(indexStateKey)
-		if err == nil {
-			row = rows[0]
-		}
-		return err
-	})
-	if err != nil {
-		return false, fmt.Errorf("reading the state of the index: %w", err)
-	}
-	state := struct {
-		Read uint32 `json:"read"`
-	}{Read: 1} // before the first rotation there is no row
-	if row != nil {
-		if err := json.Unmarshal(row, &state); err != nil {
-			return false, fmt.Errorf("%w: state of the index", kv.ErrIntegrity)
-		}
-	}
-	tokens, err := d.sidecar.IndexTokens(ctx, "#restore", "probe", 0, "probe") // no collection has this name
-	if err != nil {
-		return false, fmt.Errorf("asking for the keys of the index: %w", err)
-	}
-	for _, t := range tokens {
-		if t.Key == state.Read {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// indexStateKey is the row that says which index keys are in use.
-var indexStateKey = []byte("mx")
 
 // keyState tells what an error of the sidecar says of a subject's key.
 func keyState(err error) access.KeyState {
 	switch {
 	case errors.Is(err, keys.ErrDestroyed):
 		return access.KeyDestroyed
-	case errors.Is(err, keys.ErrNoKey):
+	case errors.Is(err, keys.ErrNoKey), errors.Is(err, keys.ErrKEKRetired):
 		return access.KeyAbsent
+	case errors.Is(err, keys.ErrTampered):
+		return access.KeyOther
 	}
 	return access.KeyUnknown
 }

@@ -174,11 +174,20 @@ func (i *instance) restore(o RestoreOptions) (RestoreReport, error) {
 	return Restore(i.Context(), i.config, o, quiet())
 }
 
-// rewind is pdkeys rewind.
+// rewind is pdkeys rewind, to a checkpoint that the newest ledger key has signed.
 func (i *instance) rewind(cp verify.Checkpoint) {
 	i.Helper()
+	m, err := sidecar.LoadMemory(i.Context(), i.keys.Ring)
+	if err != nil {
+		i.Fatal(err)
+	}
+	i.rewindUnder(cp, m.LedgerKeys[0])
+}
+
+func (i *instance) rewindUnder(cp verify.Checkpoint, key string) {
+	i.Helper()
 	i.keys.Stop()
-	if _, err := sidecar.Rewind(i.Context(), i.keys.Ring, cp, time.Now()); err != nil {
+	if _, err := sidecar.Rewind(i.Context(), i.keys.Ring, cp, key, time.Now()); err != nil {
 		i.Fatal(err)
 	}
 	i.keys.Restart()
@@ -244,7 +253,7 @@ func TestARestoredDataStoreServesWhatWasBackedUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	if report.Erased != 1 || report.Withdrawn != 1 || report.Restrict != 1 || report.Lifted != 1 || report.Subjects != 5 ||
-		report.Keyless != 0 || report.NoIndex || !report.Rewind || report.Since[verify.KindSubjectCreated] != 1 {
+		report.Keyless != 0 || report.Reindex || !report.Rewind || report.Since[verify.KindSubjectCreated] != 1 {
 		t.Errorf("%+v", report)
 	}
 	// The restored ledger is as long as the lost one here, and another.
@@ -420,7 +429,14 @@ func TestABadArchiveIsRefusedAndNothingIsTouched(t *testing.T) {
 		i.create(n)
 	}
 	_, good := i.backup()
-	signer := i.signer
+	id, err := loadIdentity(t.Context(), i.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, _, err := id.ledgerKey(t.Context(), i.sidecar)
+	if err != nil {
+		t.Fatal(err)
+	}
 	i.lose()
 	parent := filepath.Dir(i.config.Store.Dir)
 	before := treeHash(t, parent)
@@ -553,7 +569,7 @@ func TestARestoreThatStopsHalfWayIsBegunAgain(t *testing.T) {
 	s := i.create(1)
 	path, _ := i.backup()
 	i.lose()
-	i.keys.Ring.FailOnce("Prepare", keys.ErrUnavailable)
+	i.keys.Ring.FailOnce("Reseal", keys.ErrUnavailable)
 	if _, err := i.restore(RestoreOptions{Archive: path}); !errors.Is(err, keys.ErrUnavailable) {
 		t.Fatalf("%v", err)
 	}
