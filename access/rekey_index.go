@@ -221,6 +221,10 @@ func (x *reindexing) load(ctx context.Context, ids []uuid.UUID) (subjects []*vau
 			if errors.Is(err, vault.ErrNoSubject) {
 				continue
 			}
+			if errors.Is(err, vault.ErrIntegrity) && x.anew {
+				x.lost.Add(1)
+				continue
+			}
 			if err != nil {
 				return err
 			}
