@@ -301,3 +301,37 @@ func StrayTokens(r kv.Reader, state IndexState, after []byte, limit int) (stray 
 	}
 	return stray, nil, nil
 }
+
+// WithoutTokens returns the subject as if no value in its records had a token yet, for who has removed all rows of the
+// index: all that it lists as Unindexed is made anew.
+func (s *Subject) WithoutTokens() *Subject {
+	bare := *s
+	bare.Rows = make(map[string]*Row, len(s.Rows))
+	for name, row := range s.Rows {
+		row = row.clone()
+		for i := range row.Fields {
+			for j := range row.Fields[i].Index {
+				row.Fields[i].Index[j].Tokens = nil
+			}
+		}
+		bare.Rows[name] = row
+	}
+	return &bare
+}
+
+// IndexRowKeys returns the keys of up to limit rows of the index.
+func IndexRowKeys(r kv.Reader, limit int) (keys [][]byte, err error) {
+	for _, kind := range []byte{'u', 'x'} {
+		pairs, err := r.Scan([]byte{kind}, nil, limit-len(keys))
+		if err != nil {
+			return nil, fmt.Errorf("reading index: %w", err)
+		}
+		for _, p := range pairs {
+			keys = append(keys, p.Key)
+		}
+		if len(keys) == limit {
+			break
+		}
+	}
+	return keys, nil
+}
