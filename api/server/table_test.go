@@ -30,6 +30,7 @@ var areas = []string{
 
 // neverReachesHTTP are the errors that no call of the broker ends with, and why.
 var neverReachesHTTP = map[string]string{
+	"access.ErrUnreadable":   "of Restore, which no call of the API reaches",
 	"keys.ErrKeyExists":      "a new subject has a random id; if it happens it is internal",
 	"keys.ErrInvalid":        "the broker made a malformed message: internal",
 	"ledger.ErrInvalidEntry": "the broker made a malformed entry: internal",
