@@ -77,6 +77,7 @@ const crowd = 300
 // The drill: both stores are lost after a night in which people came, withdrew and were erased, and both are restored
 // from the backups of the evening before.
 func TestDrillBothStoresAreLost(t *testing.T) {
+	t.Parallel()
 	i, _ := startHashiCorp(t)
 	vault, keyring := i.Path("pdvault.yaml"), i.Path("pdkeys.yaml")
 
@@ -311,6 +312,7 @@ func (i *instance) audited(kept string) {
 
 // A backup or a restore that is killed at any moment leaves nothing that is taken for whole, and is begun again.
 func TestBackupsAndRestoresThatAreKilled(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	subjects := make([]string, 60)
 	for n := range subjects {
@@ -322,7 +324,7 @@ func TestBackupsAndRestoresThatAreKilled(t *testing.T) {
 	keyFile := i.keyBackup()
 	token := filepath.Join(dir, "token")
 	i.must(os.WriteFile(token, []byte(i.Token("security")+"\n"), 0o600))
-	for round := range 6 {
+	for round := range killsOfBackups() {
 		data, keyFile := filepath.Join(dir, fmt.Sprint("data", round)), filepath.Join(dir, fmt.Sprint("keys", round))
 		i.killed(rng, "pdvault", "backup", "--out", data, "--server", i.URL, "--token-file", token)
 		i.killed(rng, "pdkeys", "backup", "--config", keyring, "--out", keyFile)
@@ -340,7 +342,7 @@ func TestBackupsAndRestoresThatAreKilled(t *testing.T) {
 	i.must(i.Keys.Stop())
 	i.must(os.RemoveAll(i.Path("keys")))
 	restore := []string{"restore", "--config", keyring, "--from", keyFile, "--log", log, "--ledger-key", ledgerKey, "--witness-key", witnessKey}
-	for range 6 {
+	for range killsOfBackups() {
 		i.killed(rng, "pdkeys", restore...)
 		if _, err := os.Stat(i.Path("keys")); err == nil {
 			break // it was done
@@ -362,6 +364,14 @@ func TestBackupsAndRestoresThatAreKilled(t *testing.T) {
 		t.Error(err)
 	}
 	i.verifyLedger()
+}
+
+// killsOfBackups is how often each program is killed; with -race they take seconds to start on a busy machine.
+func killsOfBackups() int {
+	if raceEnabled {
+		return 3
+	}
+	return 8
 }
 
 // killed runs a program and kills it at a random moment, if it has not ended by then.
@@ -407,6 +417,7 @@ func wholeArchive(t *testing.T, path, kind string) {
 // The key store in HashiCorp Vault is lost and restored into another path. What an interrupted restore leaves there is
 // never served, and a path that holds an older state of the keys is refused.
 func TestAKeyStoreInHashiCorpVaultIsRestored(t *testing.T) {
+	t.Parallel()
 	if _, err := hcserver.Binary(); err != nil {
 		t.Skipf("no HashiCorp Vault to test with: %v", err)
 	}
