@@ -84,6 +84,25 @@ func (k *Keyring) canary(ctx context.Context) error {
 	}
 }
 
+// unwrapsStored unwraps the oldest and the newest that there is, and reports why that cannot be done: a keyset of the
+// instance, which only an epoch wraps again, and the bundle that was wrapped last. It misses a single row.
+func (k *Keyring) unwrapsStored(ctx context.Context) error {
+	err := k.unwrapsRow(ctx, func(r kv.Reader) (row, context []byte, err error) {
+		values, err := r.Get(keyKeyset("service"))
+		if err != nil {
+			return nil, nil, err
+		}
+		return values[0], keysetContext(k.cfg.Instance, "service"), nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := k.unwrapsNewest(ctx); err != nil && !isOf(err, keys.ErrTampered) { // which is one person's trouble
+		return err
+	}
+	return nil
+}
+
 // unwrapsNewest unwraps the bundle that was wrapped last, and reports why that cannot be done.
 func (k *Keyring) unwrapsNewest(ctx context.Context) error {
 	var subject uuid.UUID
@@ -119,8 +138,11 @@ func (k *Keyring) unwrapsRow(ctx context.Context, find func(kv.Reader) (row, con
 		}
 		r, err := k.checkRow(b)
 		if err == nil {
+			calling, cancel := context.WithTimeout(ctx, k.cfg.KEKTimeout)
 			var clear []Secret
-			if clear, err = callKEK(ctx, k.cfg.KEK.Unwrap, []KEKItem{{about, r.wrapped}}); err == nil {
+			clear, err = callKEK(calling, k.cfg.KEK.Unwrap, []KEKItem{{about, r.wrapped}})
+			cancel()
+			if err == nil {
 				wipeAll(clear)
 				return nil
 			}

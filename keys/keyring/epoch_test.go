@@ -518,19 +518,25 @@ func TestEpochOvertakesAnOpen(t *testing.T) {
 	r := newEpochRing(t, nil)
 	subject, sealed := r.mustCreate("value")
 	r.restart() // nothing is in the cache
-	gate := make(chan struct{})
-	r.kek.set(func() { r.kek.gate = gate })
+	hold, held := make(chan struct{}), make(chan struct{})
+	var first atomic.Bool
+	r.kek.set(func() {
+		r.kek.before = func(op string) error {
+			if op == "unwrap" && first.CompareAndSwap(false, true) {
+				close(held)
+				<-hold
+			}
+			return nil
+		}
+	})
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
 		r.wantOpen(subject, sealed, "value")
 	}()
-	for r.kek.unwraps.Load() == 0 || r.kek.calls.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	time.Sleep(20 * time.Millisecond)
+	<-held
 	r.done()
-	close(gate)
+	close(hold)
 	<-finished
 }
 
@@ -721,6 +727,8 @@ func TestReadyNoticesWhatTheKEKDoesNotUnwrap(t *testing.T) {
 			}
 			r.kek.KEK = old
 			wantErr(t, r.Ready(ctx), c.want)
+			_, err = r.StartJob(ctx, keyring.ScopeKEK, uuid.Nil, "test")
+			wantErr(t, err, c.want)
 			r.kek.KEK = current
 			if err := r.Ready(ctx); err != nil {
 				t.Errorf("put right: %v", err)

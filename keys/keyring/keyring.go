@@ -337,20 +337,7 @@ func (k *Keyring) Ready(ctx context.Context) error {
 	if err := k.cfg.KEK.Ready(ctx); err != nil {
 		return kekError(err)
 	}
-	err := k.unwrapsRow(ctx, func(r kv.Reader) (row, context []byte, err error) {
-		values, err := r.Get(keyKeyset("service"))
-		if err != nil {
-			return nil, nil, err
-		}
-		return values[0], keysetContext(k.cfg.Instance, "service"), nil
-	})
-	if err != nil {
-		return err
-	}
-	if err := k.unwrapsNewest(ctx); err != nil && !isOf(err, keys.ErrTampered) { // which is one person's trouble
-		return err
-	}
-	return nil
+	return k.unwrapsStored(ctx)
 }
 
 // LoadState returns the value saved under name, nil if there is none.
