@@ -334,10 +334,15 @@ func (k *Keyring) Ready(ctx context.Context) error {
 	if _, err := k.lookup(ctx, nil); err != nil {
 		return err
 	}
+	// First what tells a deleted key from one that the sidecar may not use: HashiCorp Vault takes wrapping under a key
+	// that does not exist for an attempt to make it, which is forbidden.
+	if err := k.unwrapsStored(ctx); err != nil {
+		return err
+	}
 	if err := k.cfg.KEK.Ready(ctx); err != nil {
 		return kekError(err)
 	}
-	return k.unwrapsStored(ctx)
+	return nil
 }
 
 // LoadState returns the value saved under name, nil if there is none.
