@@ -150,12 +150,21 @@ func (k *Keyring) unwrapsRow(ctx context.Context, find func(kv.Reader) (row, con
 		switch {
 		case isOf(err, keys.ErrKEKRetired) && !bytes.Equal(b, before):
 			before = b
-		case isOf(err, keys.ErrKEKMissing):
-			return fmt.Errorf("key-encryption key is older than the key store, which holds keys of a later version (was it restored from a snapshot?): %w", err)
 		default:
-			return fmt.Errorf("unwrapping from the key store: %w", err)
+			return fmt.Errorf("unwrapping from the key store: %w", explained(err))
 		}
 	}
+}
+
+// explained adds to an error of unwrapping what is stored what an operator would look for.
+func explained(err error) error {
+	switch {
+	case isOf(err, keys.ErrKEKMissing):
+		return fmt.Errorf("the version of the key-encryption key is not there (was the key deleted, or restored from an older snapshot?): %w", err)
+	case isOf(err, keys.ErrKEKRetired):
+		return fmt.Errorf("the version of the key-encryption key was retired, and not by an epoch (is the key store an older copy?): %w", err)
+	}
+	return err
 }
 
 // scan calls each for every pair whose key begins with prefix, in pages, each of a snapshot of its own.

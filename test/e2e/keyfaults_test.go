@@ -284,7 +284,7 @@ func TestHashiCorpVaultFromBeforeAnEpochIsRefused(t *testing.T) {
 	}
 	if err := i.StartKeys(t.Context()); err == nil {
 		t.Error("pdkeys starts with a KEK that is older than its key store")
-	} else if !strings.Contains(i.Keys.Log(), "restored from a snapshot") {
+	} else if !strings.Contains(i.Keys.Log(), "restored from an older snapshot") {
 		t.Errorf("what pdkeys says: %s", tail(i.Keys.Log()))
 	}
 	if err := hc.Restore(t.Context(), newer); err != nil {
