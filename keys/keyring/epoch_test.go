@@ -886,13 +886,19 @@ func TestInventory(t *testing.T) {
 		t.Errorf("inventory is %v, want %v", got, want)
 	}
 	// It is kept for a while.
-	j := r.done()
+	r.mustCreate("value")
 	if got := count(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("inventory is %v, want %v", got, want)
 	}
 	r.clock.add(15 * time.Second)
+	want["subjects"], want["kek 1 newest"], want["subject 0 newest"] = 5, 9, 5
+	if got := count(); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("inventory is %v, want %v", got, want)
+	}
+	// When a rotation is done, its outcome is seen at once.
+	j := r.done()
 	delete(want, "kek 1 newest")
-	want["kek 2 newest"] = 8
+	want["kek 2 newest"] = 9
 	if got := count(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("inventory is %v, want %v", got, want)
 	}

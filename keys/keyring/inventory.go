@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prototypster/pdvault/keys"
@@ -19,13 +20,16 @@ const maxVersions = 1_000
 
 // inventories keeps the newest count, so that asking often does not read the key store often.
 type inventories struct {
-	turn chan struct{} // held, as its one element, by who counts
-	last Inventory     // guarded by turn
+	turn  chan struct{} // held, as its one element, by who counts
+	last  Inventory     // guarded by turn
+	ended int64         // jobs that had ended when last was begun; guarded by turn
+
+	jobs atomic.Int64 // that have ended in this process
 }
 
 // Inventory counts every version in use: of the KEK by what is wrapped under it, of subjects' keys by rotation, of
-// the keysets of the instance by key. The count may be as old as Config.InventoryAge, and what was written while it was made is
-// counted or not. Rows that do not parse are not counted.
+// the keysets of the instance by key. The count may be as old as Config.InventoryAge, but not older than the end of a
+// job here, and what was written while it was made is counted or not. Rows that do not parse are not counted.
 func (k *Keyring) Inventory(ctx context.Context) (Inventory, error) {
 	if _, err := k.current(); err != nil {
 		return Inventory{}, err
@@ -36,13 +40,13 @@ func (k *Keyring) Inventory(ctx context.Context) (Inventory, error) {
 	case <-ctx.Done():
 		return Inventory{}, fmt.Errorf("waiting for a count: %w: %w", keys.ErrUnavailable, context.Cause(ctx))
 	}
-	inv := k.inventories.last
-	if age := k.cfg.Now().Sub(inv.Counted); inv.Counted.IsZero() || age < 0 || age >= k.cfg.InventoryAge {
+	inv, ended := k.inventories.last, k.inventories.jobs.Load()
+	if age := k.cfg.Now().Sub(inv.Counted); inv.Counted.IsZero() || age < 0 || age >= k.cfg.InventoryAge || k.inventories.ended != ended {
 		var err error
 		if inv, err = k.count(ctx); err != nil {
 			return Inventory{}, err
 		}
-		k.inventories.last = inv
+		k.inventories.last, k.inventories.ended = inv, ended
 	}
 	inv.Versions = slices.Clone(inv.Versions)
 	if k.cfg.Epochs != nil && k.cfg.EpochInterval > 0 {

@@ -477,6 +477,7 @@ func (k *Keyring) editJob(ctx context.Context, id uuid.UUID, edit func(kv.Writer
 		return jobRecord{}, refused
 	}
 	if out.State != JobRunning && out.Recorded < 0 {
+		k.inventories.jobs.Add(1)
 		k.cfg.Logger.Info("rotation ended", "scope", out.Scope, "job", out.ID, "state", out.State, "failure", out.Failure, "total", out.Total)
 	}
 	return out, nil
