@@ -37,6 +37,9 @@ var table = [...]Mapping{
 	{vault.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{consent.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{kv.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
+	// Of an erasure that is recorded the outcome is known, whatever in the key service kept it from being finished at
+	// once; and only this answer has the salt of the certificate.
+	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
 	{keys.ErrTampered, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrRolledBack, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrKEKRetired, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
@@ -82,8 +85,6 @@ var table = [...]Mapping{
 	{vault.ErrStale, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
 	{consent.ErrStale, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
 
-	// Of an erasure that is recorded the outcome is known, whatever kept it from being finished at once.
-	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
 	// A deadline says nothing about the outcome, so it comes before "unavailable".
 	{context.DeadlineExceeded, 504, api.ProblemTimeout, "The request took too long; its outcome is not known", 0},
 	{keys.ErrSealed, 503, api.ProblemKeyService, "The key service cannot answer", 2},

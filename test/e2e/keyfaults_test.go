@@ -206,7 +206,7 @@ func revoke(t *testing.T, hc *hcserver.Server, policy string) {
 // and with the snapshot from before everything is there again.
 func TestAKeyThatWasTrimmedBehindOurBackIsTold(t *testing.T) {
 	i, hc := startHashiCorpWith(t, coldKeys)
-	subject, other := i.create(person(1)), i.create(person(2))
+	erased, subject, other := i.create(person(3)), i.create(person(1)), i.create(person(2))
 	i.servedRight(other, 2)
 	snapshot, err := hc.Snapshot(t.Context())
 	if err != nil {
@@ -228,6 +228,9 @@ func TestAKeyThatWasTrimmedBehindOurBackIsTold(t *testing.T) {
 	if a := i.read("shop", subject, "order-fulfilment", "email"); a.Status != http.StatusInternalServerError || problemType(a.Body) != integrity {
 		t.Errorf("a read: %d %s", a.Status, a.Body)
 	}
+	if a := i.call("privacy", "DELETE", "/v1/subjects/"+erased, `{"reason":"subject-request"}`); a.Status != http.StatusServiceUnavailable || problemType(a.Body) != erasurePending {
+		t.Errorf("an erasure: %d %s", a.Status, a.Body)
+	}
 	if a := i.call("security", "POST", "/v1/keys/rotations", `{"scope":"kek"}`); a.Status != http.StatusInternalServerError {
 		t.Errorf("an epoch on such a key: %d %s", a.Status, a.Body)
 	}
@@ -237,6 +240,7 @@ func TestAKeyThatWasTrimmedBehindOurBackIsTold(t *testing.T) {
 	}
 	eventually(t, "reads are served again", func() bool { return !i.notServed(subject, 1) })
 	i.ready()
+	i.erasedInTheEnd(erased)
 	i.everyAllowedReadIsServedOrFailed(before)
 	i.evidence(t, "kek", i.rotated(i.rotate("kek"), time.Minute))
 	i.servedRight(subject, 1)
