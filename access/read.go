@@ -167,7 +167,7 @@ func (b *Broker) read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 		value := opened[i].Plaintext
 		if q.Mode == verify.ModeMask {
 			if value, err = granted.mask(q.Collection, f.Field, value); err != nil {
-				b.recordFailure(ctx, q.Request, granted.index, granted.ref, err)
+				b.recordFailure(ctx, q, granted, err)
 				return ReadResult{}, wrapf(err, "masking")
 			}
 		}
@@ -272,7 +272,8 @@ func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, pick func(*v
 		}
 		row, loadErr := b.rowAgain(ctx, q, g.row.Version)
 		if errors.Is(loadErr, errAgain) {
-			b.recordFailure(ctx, q.Request, g.index, g.ref, err)
+			// Nothing is damaged, though the sidecar cannot tell: who watches for damage must not be woken.
+			b.recordFailure(ctx, q, g, vault.ErrStale)
 			return nil, nil, errAgain
 		}
 		if loadErr != nil {
@@ -284,7 +285,7 @@ func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, pick func(*v
 		}
 		fields = renewed
 	}
-	b.recordFailure(ctx, q.Request, g.index, g.ref, err)
+	b.recordFailure(ctx, q, g, err)
 	return nil, nil, wrapf(err, "opening")
 }
 

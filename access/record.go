@@ -213,16 +213,35 @@ func (b *Broker) appendDenial(ctx context.Context, p *published, entry verify.En
 	return b.append(ctx, entry, seen{policy: p}, nil)
 }
 
-// recordFailure appends that the allowed access at index was not served. It outlives the request.
-func (b *Broker) recordFailure(ctx context.Context, r Request, index int64, subjectRef string, cause error) {
+// recordFailure appends that the allowed access of g was not served. It outlives the request. As in a denial, a
+// subject that was erased meanwhile, or that keeps changing, is not named.
+func (b *Broker) recordFailure(ctx context.Context, q ReadRequest, g *grant, cause error) {
 	code := b.failureCode(cause)
 	b.observer.Failed(code)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
-	entry := b.newEntry(verify.KindAccessFailed, r)
-	entry.Of, entry.SubjectRef, entry.Reason = &index, subjectRef, code
-	if _, err := b.ledger.Append(ctx, entry, nil); err != nil {
-		b.log.Error("access.failed could not be recorded", "of", index, "reason", code)
+	entry := b.newEntry(verify.KindAccessFailed, q.Request)
+	entry.Of, entry.Reason = &g.index, code
+	err := errAgain
+	for try := 0; try < attempts && errors.Is(err, errAgain); try++ {
+		var s *vault.Subject
+		if s, err = b.subjectState(ctx, q.Subject); err != nil {
+			err = errAgain
+			break
+		}
+		named := entry
+		named.SubjectRef = g.ref
+		_, err = b.ledger.Append(ctx, named, func(ledger.Position) (change kv.Change) {
+			s.Expect(&change)
+			return change
+		})
+		err = b.mapAppend(ctx, err)
+	}
+	if errors.Is(err, errAgain) {
+		_, err = b.ledger.Append(ctx, entry, nil)
+	}
+	if err != nil {
+		b.log.Error("access.failed could not be recorded", "of", g.index, "reason", code)
 	}
 }
 

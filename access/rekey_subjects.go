@@ -2,8 +2,8 @@ package access
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,8 +19,8 @@ import (
 
 // Sizes of a rotation's steps.
 const (
-	rekeyBatch     = 100     // subjects that are sealed again in one call
-	rekeyBatchBusy = 25      // the same, while requests are being served
+	rekeyBatch     = 250     // subjects that are sealed again in one call
+	rekeyBatchBusy = 50      // the same, while requests are being served
 	rekeyParallel  = 3       // batches at once, when none are
 	rekeyBytes     = 1 << 20 // of ciphertext in one call or commit
 	rekeyItems     = 1000    // ciphertexts of one subject in one call
@@ -28,9 +28,6 @@ const (
 	rekeyDetails   = 200     // rows of the index by subject that are looked at together
 	rekeyPasses    = 20      // over all subjects, before it is left for a later try
 	rekeyTries     = 10      // of one subject whose state keeps changing
-
-	// Share of the time that a rotation takes while requests are served.
-	rekeyDuty = 0.15
 )
 
 // resealing is one run of a rotation of subjects' keys.
@@ -42,6 +39,31 @@ type resealing struct {
 	failed   atomic.Int64 // subjects that cannot be sealed again
 	code     atomic.Pointer[string]
 	retiring []retirement // whose keys are to be dropped, the oldest first
+	retired  retired      // whose keys were dropped
+}
+
+// maxRetired bounds how many subjects a run remembers, some 40 bytes each.
+const maxRetired = 1 << 20
+
+// retired is subjects that a run has sealed again and whose older keys it has dropped. They have one key, so nothing
+// that opens at all is under another, and a later pass has nothing to do for them. Those beyond maxRetired are looked
+// at again. It is filled by one goroutine, and not read meanwhile.
+type retired map[uuid.UUID]struct{}
+
+func (r retired) add(ids []uuid.UUID) {
+	for _, id := range ids {
+		if len(r) < maxRetired {
+			r[id] = struct{}{}
+		}
+	}
+}
+
+// without returns those of ids that are not among r, in the place of ids.
+func (r retired) without(ids []uuid.UUID) []uuid.UUID {
+	return slices.DeleteFunc(ids, func(id uuid.UUID) bool {
+		_, ok := r[id]
+		return ok
+	})
 }
 
 // retirement is subjects that were sealed again by a commit.
@@ -57,10 +79,8 @@ type resealed struct {
 	last []byte // row of the index by subject up to which its details were looked at
 
 	changed bool // something was sealed again
+	unsound bool // something cannot be sealed again; it was counted by fail
 }
-
-// errUnsound is returned inside the rotator for a subject that was counted by fail.
-var errUnsound = errors.New("access: a subject cannot be sealed again")
 
 // resealSubjects carries out a job of scope subject or all-subjects.
 //
@@ -72,7 +92,7 @@ func (r *Rotator) resealSubjects(ctx context.Context, job RotationJob, p *progre
 	if err != nil {
 		return err
 	}
-	s := &resealing{Rotator: r, rotation: rotation, progress: p}
+	s := &resealing{Rotator: r, rotation: rotation, progress: p, retired: make(retired)}
 	begun := time.Now()
 	total := int64(1)
 	if job.Scope == scopeAllSubjects {
@@ -152,48 +172,22 @@ func (s *resealing) all(ctx context.Context, step func(context.Context, []uuid.U
 	return s.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error { return s.round(ctx, batches, step) })
 }
 
-// eachBatch calls round with batches of subjects, all subjects in all. While requests are being served, it takes at
-// most rekeyDuty of the time.
-func (r *Rotator) eachBatch(ctx context.Context, round func(context.Context, [][]uuid.UUID) error) error {
-	var after uuid.UUID
-	load := r.broker.load.Load()
-	for busy := false; ; {
-		size, parallel := rekeyBatch, rekeyParallel
-		if busy {
-			size, parallel = rekeyBatchBusy, 1
-		}
-		start := time.Now()
-		ids, err := r.subjects(ctx, after, size*parallel)
-		if err != nil || len(ids) == 0 {
-			return err
-		}
-		after = ids[len(ids)-1]
-		var batches [][]uuid.UUID
-		for len(ids) > 0 {
-			n := min(size, len(ids))
-			batches, ids = append(batches, ids[:n]), ids[n:]
-		}
-		if err := round(ctx, batches); err != nil {
-			return err
-		}
-		now := r.broker.load.Load()
-		if busy = now != load; busy {
-			took := time.Since(start)
-			if !wait(ctx, time.Duration(float64(took)*(1-rekeyDuty)/rekeyDuty)) {
-				return context.Cause(ctx)
-			}
-		}
-		load = now
-	}
-}
-
-// round seals batches again, all at once, and then drops the keys whose pause is over.
+// round seals batches again, all at once, and drops the keys whose pause is over.
 func (s *resealing) round(ctx context.Context, batches [][]uuid.UUID, step func(context.Context, []uuid.UUID) (retirement, error)) error {
-	var mu sync.Mutex
-	group, groupCtx := errgroup.WithContext(ctx)
 	n := 0
-	for _, ids := range batches {
+	for i, ids := range batches {
 		n += len(ids)
+		batches[i] = s.retired.without(ids)
+	}
+	var mu sync.Mutex
+	var sealed []retirement
+	due := s.takeDue()
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.retire(groupCtx, due) })
+	for _, ids := range batches {
+		if len(ids) == 0 {
+			continue
+		}
 		group.Go(func() error {
 			done, err := step(groupCtx, ids)
 			if err != nil || len(done.subjects) == 0 {
@@ -201,17 +195,15 @@ func (s *resealing) round(ctx context.Context, batches [][]uuid.UUID, step func(
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			s.retiring = append(s.retiring, done)
+			sealed = append(sealed, done)
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if err := s.progress.add(ctx, n); err != nil {
-		return err
-	}
-	return s.retireDue(ctx)
+	s.retiring = append(s.retiring, sealed...)
+	return s.progress.add(ctx, n)
 }
 
 // loaded is what is sealed of one subject, from one snapshot.
@@ -323,23 +315,19 @@ func (s *resealing) batch(ctx context.Context, ids []uuid.UUID, first bool) (ret
 		}
 		s.changed.Add(int64(len(units) - len(again)))
 		s.Observer.RotationResealed(len(units) - len(again))
+		left := sound[:0]
 		for _, x := range sound {
 			if _, stale := again[x.id]; stale {
 				ids = append(ids, x.id)
 				continue
 			}
-			n, last, err := s.details(ctx, x.id, x.ref, nil)
-			if errors.Is(err, errUnsound) {
-				continue
-			}
-			if err != nil {
-				return done, err
-			}
-			if n > 0 && !x.changed {
-				x.changed = true
-				s.changed.Add(1)
-			}
-			if x.last = last; x.changed || first {
+			left = append(left, x)
+		}
+		if err := s.details(ctx, left); err != nil {
+			return done, err
+		}
+		for _, x := range left {
+			if !x.unsound && (x.changed || first) {
 				done.subjects = append(done.subjects, x)
 			}
 		}
@@ -446,107 +434,15 @@ func prefix(items []ResealItem, limit int) (n, size int) {
 	return n, size
 }
 
-// details seals the details again of the entries about a subject that lie after the given row of the index by
-// subject. It returns how many it sealed and the last row that it has looked at.
-func (s *resealing) details(ctx context.Context, id uuid.UUID, ref, after []byte) (changed int, last []byte, err error) {
-	last = after
-	for tries := 0; ; {
-		rows, err := s.broker.ledger.SubjectRows(ctx, ref, last, rekeyDetails)
-		if err != nil || len(rows) == 0 {
-			return changed, last, err
-		}
-		n, err := s.detailPage(ctx, id, ref, rows)
-		if errors.Is(err, vault.ErrStale) && tries < rekeyTries {
-			tries++ // erased meanwhile, or sealed again by another; the rows tell
-			continue
-		}
-		if err != nil {
-			return changed, last, err
-		}
-		changed, last, tries = changed+n, rows[len(rows)-1], 0
-		if len(rows) < rekeyDetails {
-			return changed, last, nil
-		}
-	}
-}
-
-func (s *resealing) detailPage(ctx context.Context, id uuid.UUID, ref []byte, rows [][]byte) (int, error) {
-	keys := make([][]byte, len(rows))
-	for i, row := range rows {
-		keys[i] = detailKey(int64(binary.BigEndian.Uint64(row[len(row)-8:])))
-	}
-	var values [][]byte
-	err := s.broker.store.View(ctx, func(r kv.Reader) (err error) {
-		values, err = r.Get(keys...)
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	subject := ResealSubject{Subject: id}
-	var found [][]byte
-	for i, v := range values {
-		if v != nil {
-			subject.Items = append(subject.Items, ResealItem{Kind: itemDetail, Ciphertext: v})
-			found = append(found, keys[i])
-		}
-	}
-	if len(found) == 0 {
-		return 0, nil
-	}
-	outcomes, err := s.reseal(ctx, []ResealSubject{subject})
-	if err != nil {
-		return 0, err
-	}
-	switch err := outcomes[0].Err; {
-	case err != nil && s.Gone(err):
-		return 0, nil
-	case err != nil && s.Damaged(err):
-		s.fail(err)
-		return 0, errUnsound
-	case err != nil:
-		return 0, err
-	}
-	var units []unit
-	u := unit{id: id, ref: ref}
-	changed := 0
-	for i, sealed := range outcomes[0].Ciphertexts {
-		if sealed == nil {
-			continue
-		}
-		changed++
-		u.change.Expect(found[i], subject.Items[i].Ciphertext, vault.ErrStale)
-		u.change.Set(found[i], sealed)
-		if u.size += len(sealed); u.size > rekeyBytes/2 {
-			u.close()
-			units, u = append(units, u), unit{id: id, ref: ref}
-		}
-	}
-	if len(u.change.Sets) > 0 {
-		u.close()
-		units = append(units, u)
-	}
-	again, err := s.commit(ctx, verify.KindRecordResealed, nil, units)
-	if err == nil && len(again) > 0 {
-		err = vault.ErrStale
-	}
-	return changed, err
-}
-
-// retireDue drops the keys of those whose pause is over.
-func (s *resealing) retireDue(ctx context.Context) error {
+// takeDue takes out those whose pause is over.
+func (s *resealing) takeDue() []retirement {
 	due := 0
 	for due < len(s.retiring) && time.Since(s.retiring[due].committed) >= s.Pause {
 		due++
 	}
-	if due == 0 {
-		return nil
-	}
-	err := s.retire(ctx, s.retiring[:due])
-	if err == nil {
-		s.retiring = append([]retirement(nil), s.retiring[due:]...)
-	}
-	return err
+	taken := s.retiring[:due:due]
+	s.retiring = append([]retirement(nil), s.retiring[due:]...)
+	return taken
 }
 
 // retireAll drops the keys of all that are waiting, when their pause is over.
@@ -555,7 +451,7 @@ func (s *resealing) retireAll(ctx context.Context) error {
 		if !wait(ctx, s.Pause-time.Since(s.retiring[0].committed)) {
 			return context.Cause(ctx)
 		}
-		if err := s.retireDue(ctx); err != nil {
+		if err := s.retire(ctx, s.takeDue()); err != nil {
 			return err
 		}
 	}
@@ -566,36 +462,53 @@ func (s *resealing) retireAll(ctx context.Context) error {
 // head's knowing, is in the ledger by now: nothing that was sealed so long ago is committed any more, and the
 // barrier waits for what is being committed.
 func (s *resealing) retire(ctx context.Context, due []retirement) error {
+	if len(due) == 0 {
+		return nil
+	}
 	if err := s.barrier(ctx); err != nil {
 		return err
 	}
-	for _, d := range due {
-		ids := make([]uuid.UUID, 0, len(d.subjects))
-		for _, x := range d.subjects {
-			_, _, err := s.details(ctx, x.id, x.ref, x.last)
-			if errors.Is(err, errUnsound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
+	var group errgroup.Group
+	group.SetLimit(rekeyParallel)
+	dropped := make([][]uuid.UUID, len(due))
+	for i, d := range due {
+		group.Go(func() (err error) {
+			dropped[i], err = s.drop(ctx, d.subjects)
+			return err
+		})
+	}
+	err := group.Wait()
+	for _, ids := range dropped {
+		s.retired.add(ids)
+	}
+	return err
+}
+
+// drop drops the older keys of subjects, and returns those that have none any more.
+func (s *resealing) drop(ctx context.Context, subjects []resealed) ([]uuid.UUID, error) {
+	if err := s.details(ctx, subjects); err != nil {
+		return nil, err
+	}
+	ids := make([]uuid.UUID, 0, len(subjects))
+	for _, x := range subjects {
+		if !x.unsound {
 			ids = append(ids, x.id)
 		}
-		if len(ids) == 0 {
-			continue
-		}
-		outcomes, err := s.Keys.Retire(ctx, s.rotation, ids)
-		if err == nil && len(outcomes) != len(ids) {
-			err = wrapf(ErrIntegrity, "sidecar answered another number of subjects")
-		}
-		if err != nil {
-			return wrapf(err, "dropping older keys")
-		}
-		for _, err := range outcomes {
-			if err != nil && !s.Gone(err) {
-				return wrapf(err, "dropping an older key")
-			}
+	}
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	outcomes, err := s.Keys.Retire(ctx, s.rotation, ids)
+	if err == nil && len(outcomes) != len(ids) {
+		err = wrapf(ErrIntegrity, "sidecar answered another number of subjects")
+	}
+	if err != nil {
+		return nil, wrapf(err, "dropping older keys")
+	}
+	for _, err := range outcomes {
+		if err != nil && !s.Gone(err) {
+			return nil, wrapf(err, "dropping an older key")
 		}
 	}
-	return nil
+	return ids, nil
 }

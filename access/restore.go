@@ -3,7 +3,6 @@ package access
 import (
 	"context"
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -31,9 +30,9 @@ func (b *Broker) PermitBackup(ctx context.Context, r Request) error {
 	return err
 }
 
-// IsIdempotencyRow reports whether a row is the outcome of an idempotency key, from the first byte of its key.
-// Such rows are left out of backups.
-func IsIdempotencyRow(key []byte) bool { return len(key) > 0 && key[0] == 'i' }
+// IsIdempotencyRow reports whether a row is the outcome of an idempotency key, or leads to one from its subject, from
+// the first byte of its key. Such rows are left out of backups.
+func IsIdempotencyRow(key []byte) bool { return len(key) > 0 && (key[0] == 'i' || key[0] == 'y') }
 
 // Restoration is what a restored store must be told before it serves.
 type Restoration struct {
@@ -175,7 +174,7 @@ func (b *Broker) purgeDestroyed(ctx context.Context, state func(error) KeyState,
 		}
 		last = page[len(page)-1].ID
 		var mu sync.Mutex // guards destroyed, byRef and report
-		var destroyed []*vault.Subject
+		var destroyed []uuid.UUID
 		group, asking := errgroup.WithContext(ctx)
 		group.SetLimit(restoreWorkers)
 		for _, s := range page {
@@ -199,7 +198,7 @@ func (b *Broker) purgeDestroyed(ctx context.Context, state func(error) KeyState,
 				}
 				switch state(err) {
 				case KeyDestroyed:
-					destroyed = append(destroyed, s)
+					destroyed = append(destroyed, s.ID)
 				case KeyAbsent:
 					report.Keyless++
 				default:
@@ -211,8 +210,8 @@ func (b *Broker) purgeDestroyed(ctx context.Context, state func(error) KeyState,
 		if err := group.Wait(); err != nil {
 			return nil, err
 		}
-		for _, s := range destroyed {
-			if err := b.purge(ctx, s); err != nil {
+		for _, id := range destroyed {
+			if err := b.purge(ctx, id); err != nil {
 				return nil, err
 			}
 		}
@@ -220,64 +219,50 @@ func (b *Broker) purgeDestroyed(ctx context.Context, state func(error) KeyState,
 	}
 }
 
-// purge removes what the store still holds of a subject whose key was destroyed.
-func (b *Broker) purge(ctx context.Context, s *vault.Subject) error {
-	ref, err := b.refOfRecords(ctx, s)
+// purge removes what the store still holds of a subject whose key was destroyed: what an erasure deletes.
+func (b *Broker) purge(ctx context.Context, subject uuid.UUID) error {
+	t, err := b.target(ctx, subject)
 	if err != nil {
 		return err
 	}
-	for ref != nil {
-		keys, err := b.ledger.SubjectRows(ctx, ref, nil, restorePage)
-		if err != nil {
+	if t.pending != nil {
+		return wrapf(ErrIntegrity, "an erasure of a subject that is there is pending")
+	}
+	ref, err := b.refOfRecords(ctx, t.subject)
+	if err != nil {
+		return err
+	}
+	if ref != nil {
+		if err := b.sweepDetails(ctx, ref); err != nil {
 			return err
-		}
-		if len(keys) == 0 {
-			break
-		}
-		err = b.store.Update(ctx, func(w kv.Writer) error {
-			for _, key := range keys {
-				w.Delete(key)
-				w.Delete(detailKey(int64(binary.BigEndian.Uint64(key[len(key)-8:]))))
-			}
-			return nil
-		})
-		if err != nil {
-			return wrapf(err, "purging an erased subject")
 		}
 	}
-	err = b.store.Update(ctx, func(w kv.Writer) error {
-		change, err := s.Purge(w)
-		if err != nil {
-			return err
-		}
-		l, err := consent.Load(w, s.ID)
-		if err != nil {
-			return err
-		}
-		change.Merge(l.Purge())
-		return change.Apply(w)
-	})
+	change, err := t.deletions()
 	if err != nil {
+		return err
+	}
+	if err := b.store.Update(ctx, func(w kv.Writer) error { return change.Apply(w) }); err != nil {
 		return wrapf(err, "purging an erased subject")
 	}
 	return nil
 }
 
-// refOfRecords finds the reference of a subject whose key is gone through the entries that wrote its records. It is
-// nil when the subject never had one.
+// refOfRecords finds the reference of a subject whose key is gone through an entry that wrote a record. It is nil when
+// the subject never had one.
 func (b *Broker) refOfRecords(ctx context.Context, s *vault.Subject) ([]byte, error) {
-	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
-		raw, err := b.ledger.Entry(ctx, s.Head.Records[name].Entry)
-		if err != nil {
-			return nil, wrapf(err, "reading the entry of an erased subject")
-		}
-		e, err := verify.ParseEntry(raw)
-		if err != nil || e.SubjectRef == "" {
-			return nil, wrapf(ErrIntegrity, "entry of a record names no subject")
-		}
-		return verify.ParseRef(e.SubjectRef)
+	if len(s.Head.Records) == 0 {
+		return nil, nil
 	}
-	return nil, nil
+	first := slices.Min(slices.Collect(maps.Keys(s.Head.Records)))
+	raw, err := b.ledger.Entry(ctx, s.Head.Records[first].Entry)
+	if err != nil {
+		return nil, wrapf(err, "reading the entry of an erased subject")
+	}
+	e, err := verify.ParseEntry(raw)
+	if err != nil || e.SubjectRef == "" {
+		return nil, wrapf(ErrIntegrity, "entry of a record names no subject")
+	}
+	return verify.ParseRef(e.SubjectRef)
 }
 
 // pendingWithdrawal is a withdrawal to be carried out again.

@@ -401,10 +401,11 @@ func (k *ringKeys) job(id string) access.RotationJob {
 }
 
 // Destroy destroys a bundle, on whatever proof.
-func (k *ringKeys) Destroy(_ context.Context, _ int64, _ []byte, subject uuid.UUID) (access.Destroyed, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	already := k.bundles[subject].destroyed
-	k.bundles[subject].destroyed = true
-	return access.Destroyed{Generation: 1, KEKVersion: 1, Already: already}, nil
+func (k *ringKeys) Destroy(ctx context.Context, _ int64, _ []byte, subject uuid.UUID) (out access.Destroyed, err error) {
+	err = k.do(ctx, "Destroy", func() error {
+		out = access.Destroyed{Generation: 1, KEKVersion: 1, Already: k.bundles[subject].destroyed}
+		k.bundles[subject].destroyed = true
+		return nil
+	})
+	return out, err
 }

@@ -64,16 +64,33 @@ func LoadAll(r kv.Reader, subject uuid.UUID) (*Subject, error) {
 	if err != nil {
 		return s, err
 	}
-	var collections []string
-	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
-		if !s.Head.Records[name].Deleted {
-			collections = append(collections, name)
-		}
-	}
-	if len(collections) == 0 {
+	names := s.collections()
+	if len(names) == 0 {
 		return s, nil
 	}
-	return Load(r, subject, collections...)
+	keys := make([][]byte, len(names))
+	for i, c := range names {
+		keys[i] = recordKey(subject, c)
+	}
+	values, err := r.Get(keys...)
+	if err != nil {
+		return nil, fmt.Errorf("reading subject: %w", err)
+	}
+	if err := s.take(names, values); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// collections returns the names of those in which the subject has a record, sorted.
+func (s *Subject) collections() []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
+		if !s.Head.Records[name].Deleted {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Sealed lists every ciphertext in the loaded records, in the order that Reseal takes their replacements in.

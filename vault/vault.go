@@ -136,27 +136,35 @@ func Load(r kv.Reader, subject uuid.UUID, collections ...string) (*Subject, erro
 	if s.Head.Erased {
 		return s, ErrNoSubject
 	}
+	if err := s.take(collections, values[2:]); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// take adds the records of collections, whose values were read from the snapshot of the head.
+func (s *Subject) take(collections []string, values [][]byte) error {
 	s.Rows = make(map[string]*Row, len(collections))
 	for i, c := range collections {
 		info, listed := s.Head.Records[c]
 		listed = listed && !info.Deleted
-		value := values[i+2]
+		value := values[i]
 		if listed != (value != nil) {
-			return nil, fmt.Errorf("%w: head and record disagree on existence", ErrIntegrity)
+			return fmt.Errorf("%w: head and record disagree on existence", ErrIntegrity)
 		}
 		if !listed {
 			continue
 		}
 		row, err := parseRow(value)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if row.Version != info.Version || digest(value) != info.Digest {
-			return nil, fmt.Errorf("%w: record is not the one that the head names", ErrIntegrity)
+			return fmt.Errorf("%w: record is not the one that the head names", ErrIntegrity)
 		}
 		s.Rows[c] = row
 	}
-	return s, nil
+	return nil
 }
 
 // Subject is the state of one subject as one snapshot showed it.

@@ -2,6 +2,7 @@ package erasure_test
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -433,5 +434,60 @@ func TestReasonsAreClosedAndNamedInBothLanguages(t *testing.T) {
 	}
 	if _, ok := erasure.FindReason("because"); ok {
 		t.Error("any text is a reason")
+	}
+}
+
+// A final certificate says that nothing is left on older versions. Who has the sidecar's witness key sees whether the
+// sidecar has said so, or the operator alone.
+func TestAFinalCertificateRestsOnTheSidecarsEvidence(t *testing.T) {
+	seed, key, err := verify.GenerateCosignerKey(rand.Reader, "main/witness/s1")
+	must(t, err)
+	sidecar, err := verify.NewCosignatureVerifier(key)
+	must(t, err)
+	sign := func(msg []byte) ([]byte, error) { return ed25519.Sign(ed25519.NewKeyFromSeed(seed), msg), nil }
+	_, other, err := verify.GenerateCosignerKey(rand.Reader, "main/witness/s1")
+	must(t, err)
+	stranger, err := verify.NewCosignatureVerifier(other)
+	must(t, err)
+
+	attest := func(target uint64) func([]verify.Entry) {
+		return func(entries []verify.Entry) {
+			k := entries[epochAt].Keys
+			k.Started, k.Finished = verify.FormatTime(start), verify.FormatTime(start.Add(time.Minute))
+			signed, err := verify.SignEvidence(verify.KeyEvidence{
+				Instance: "main", Sidecar: "s1", Job: k.Job, Scope: k.Scope, Target: target, Total: k.Total,
+				Started: start, Finished: start.Add(time.Minute),
+			}, key, sign)
+			must(t, err)
+			k.Evidence = string(signed)
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		tell    func([]verify.Entry)
+		witness note.Verifier
+		good    bool
+	}{
+		{"said by the sidecar", attest(5), sidecar, true},
+		{"of an older version", attest(4), sidecar, false},
+		{"by a key that was not given", attest(5), stranger, false},
+		{"not said", nil, sidecar, false},
+	} {
+		w := newWorld(t, tt.tell)
+		cert := w.certificate(false, true).Encode()
+		if r, err := erasure.Verify(cert, w.keys); err != nil || r.Evidence != nil {
+			t.Errorf("%s, without a key of the sidecar: %v", tt.name, err)
+		}
+		w.keys.Witnesses = append(w.keys.Witnesses, tt.witness)
+		r, err := erasure.Verify(cert, w.keys)
+		switch {
+		case tt.good && (err != nil || r.Evidence == nil || r.Evidence.Target != 5):
+			t.Errorf("%s: %v, %+v", tt.name, err, r.Evidence)
+		case !tt.good && !errors.Is(err, erasure.ErrUnproven):
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if _, err := erasure.Verify(w.certificate(false, false).Encode(), w.keys); err != nil {
+			t.Errorf("%s, provisional: %v", tt.name, err)
+		}
 	}
 }

@@ -26,6 +26,10 @@ type Report struct {
 	Erased      Proven
 	Destroyed   Proven
 	Epoch       *Proven // nil when the certificate is provisional
+	// Evidence is the sidecar's own statement about the epoch, that nothing is left on older versions. It is nil when
+	// the certificate is provisional, and when no witness key of a sidecar was given: then the epoch is the
+	// operator's word alone.
+	Evidence *verify.KeyEvidence
 }
 
 // Proven is an entry that was shown to be in the ledger.
@@ -38,7 +42,8 @@ type Proven struct {
 
 // Verify checks a certificate: that it is well-formed and does not contradict itself, and that each of its
 // entries is in the ledger by a checkpoint that one of the ledger keys signed and the quorum cosigned. When it
-// names a subject, that it is about this one. Its errors are ErrCertificate, ErrContradiction and ErrUnproven.
+// names a subject, that it is about this one. When it is final and witness keys of a sidecar are given, that one of
+// them has signed the evidence of the epoch. Its errors are ErrCertificate, ErrContradiction and ErrUnproven.
 func Verify(cert []byte, k Keys) (Report, error) {
 	c, e, err := parse(cert)
 	if err != nil {
@@ -57,8 +62,24 @@ func Verify(cert []byte, k Keys) (Report, error) {
 			return Report{}, err
 		}
 		r.Epoch = &epoch
+		if r.Evidence, err = k.evidence(*e.epoch.Keys); err != nil {
+			return Report{}, fmt.Errorf("%w: entry %d (%s): %w", ErrUnproven, epoch.Index, e.epoch.Kind, err)
+		}
 	}
 	return r, nil
+}
+
+// evidence verifies the sidecar's statement about an epoch, if there is a key to verify it with.
+func (k Keys) evidence(epoch verify.KeyChange) (*verify.KeyEvidence, error) {
+	sidecars := verify.SidecarWitnesses(k.Witnesses...)
+	if len(sidecars) == 0 {
+		return nil, nil
+	}
+	e, err := epoch.CheckEvidence(sidecars...)
+	if err != nil {
+		return nil, err
+	}
+	return &e, nil
 }
 
 // prove verifies the proof of one entry.

@@ -3,7 +3,10 @@ package ledger
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
+
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/prototypster/pdvault/access/ledger/verify"
 )
@@ -15,13 +18,22 @@ type cosigs struct {
 	recent map[int64]Signed // guarded by mu; by size, what a cosignature may still come for
 	order  []int64          // guarded by mu; sizes in recent, oldest first
 	best   Signed           // guarded by mu; with cosignatures; zero at first
-	names  map[string]bool  // guarded by mu; of the witnesses on best
+	by     map[signer]bool  // guarded by mu; the keys whose lines are on best
 }
 
-// AddCosignature takes the signature line that a witness returned for the checkpoint of the given size.
-// It is verified against Config.Witnesses. A line for an older checkpoint than the newest cosigned one is
-// of no use any more and is dropped without an error.
-func (l *Ledger) AddCosignature(size int64, line []byte) error {
+// signer is one key of a witness. One that is changing its key has two, of the same name.
+type signer struct {
+	name string
+	key  uint32
+}
+
+// AddCosignature takes what a witness returned for the checkpoint of the given size: a signature line, or one for
+// each key while it is changing its key. They are verified against the witnesses of Config or SetWitnesses, and
+// published together. Lines for an older checkpoint than the newest cosigned one are of no use any more and are
+// dropped without an error.
+//
+// A line that none of the known keys has made gives ErrCosignature; the others are taken all the same.
+func (l *Ledger) AddCosignature(size int64, lines []byte) error {
 	cp, useful := l.cosigs.wanted(size)
 	if !useful {
 		return nil
@@ -29,12 +41,36 @@ func (l *Ledger) AddCosignature(size int64, line []byte) error {
 	if cp.Note == nil {
 		return fmt.Errorf("%w: no recent checkpoint of size %d", ErrCosignature, size)
 	}
-	sig, err := verify.VerifyCosignatureLine(line, cp.Checkpoint, l.cfg.Witnesses...)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCosignature, err)
+	if len(lines) == 0 {
+		return fmt.Errorf("%w: no line", ErrCosignature)
 	}
-	l.cosigs.add(cp, sig.Name, line)
-	return nil
+	var refused error
+	var good []cosigned
+	for line := range bytes.Lines(lines) {
+		sig, err := verify.VerifyCosignatureLine(line, cp.Checkpoint, *l.witnesses.Load()...)
+		if err != nil {
+			refused = fmt.Errorf("%w: %w", ErrCosignature, err)
+			continue
+		}
+		good = append(good, cosigned{signer{sig.Name, sig.Key}, line})
+	}
+	if len(good) > 0 {
+		l.cosigs.add(cp, good)
+	}
+	return refused
+}
+
+// SetWitnesses makes witnesses the keys whose cosignatures AddCosignature takes. What is on a checkpoint already
+// stays there.
+func (l *Ledger) SetWitnesses(witnesses ...note.Verifier) {
+	witnesses = slices.Clone(witnesses)
+	l.witnesses.Store(&witnesses)
+}
+
+// cosigned is a verified line of a cosignature.
+type cosigned struct {
+	by   signer
+	line []byte
 }
 
 // remember makes s a checkpoint that cosignatures are taken for.
@@ -63,17 +99,22 @@ func (c *cosigs) wanted(size int64) (cp Signed, useful bool) {
 	return c.recent[size], true
 }
 
-func (c *cosigs) add(cp Signed, name string, line []byte) {
+func (c *cosigs) add(cp Signed, lines []cosigned) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case c.best.Note == nil || cp.Size > c.best.Size:
-		c.best, c.names = cp, make(map[string]bool)
-	case cp.Size < c.best.Size || c.names[name]:
+		c.best, c.by = cp, make(map[signer]bool)
+	case cp.Size < c.best.Size:
 		return
 	}
-	c.names[name] = true
-	c.best.Note = append(bytes.Clone(c.best.Note), line...) // a clone: readers hold the old one
+	c.best.Note = bytes.Clone(c.best.Note) // readers hold the old one
+	for _, l := range lines {
+		if !c.by[l.by] {
+			c.by[l.by] = true
+			c.best.Note = append(c.best.Note, l.line...)
+		}
+	}
 }
 
 // adorn returns s with the cosignatures known for it.

@@ -35,13 +35,30 @@ func (k Key) validate(origin string) error {
 // sign returns the signed note of cp, with a signature by each of keys. The witness verifies it before anything
 // rests on it.
 func sign(keys []Key, cp verify.Checkpoint) ([]byte, error) {
+	signed, err := signText(keys, string(cp.Format()))
+	if err != nil {
+		return nil, fmt.Errorf("signing a checkpoint: %w", err)
+	}
+	return signed, nil
+}
+
+func signText(keys []Key, text string) ([]byte, error) {
 	signers := make([]note.Signer, len(keys))
 	for i, k := range keys {
 		signers[i] = k.Signer
 	}
-	signed, err := note.Sign(&note.Note{Text: string(cp.Format())}, signers...)
+	return note.Sign(&note.Note{Text: text}, signers...)
+}
+
+// Sign returns the signed note of text, with a signature by each key that signs checkpoints now. It is for what the
+// ledger vouches for beside its entries, such as the manifest of a backup; a text that is a checkpoint is refused.
+func (l *Ledger) Sign(text string) ([]byte, error) {
+	if _, err := verify.ParseCheckpoint([]byte(text)); err == nil {
+		return nil, errors.New("ledger: signing a note: it is a checkpoint")
+	}
+	signed, err := signText(*l.keys.Load(), text)
 	if err != nil {
-		return nil, fmt.Errorf("signing a checkpoint: %w", err)
+		return nil, fmt.Errorf("ledger: signing a note: %w", err)
 	}
 	return signed, nil
 }

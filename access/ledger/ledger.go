@@ -46,7 +46,7 @@ var (
 	ErrNoLedger = errors.New("ledger: does not exist")
 	// ErrQuery is returned by Query and SubjectRows for arguments that select nothing by mistake.
 	ErrQuery = errors.New("ledger: invalid query")
-	// ErrCosignature is returned by AddCosignature for a line that no configured witness made over a recent
+	// ErrCosignature is returned by AddCosignature for a line that no known key of a witness made over a recent
 	// checkpoint of this log.
 	ErrCosignature = errors.New("ledger: cosignature refused")
 )
@@ -60,7 +60,7 @@ type Config struct {
 	Verifier note.Verifier // required; of the same key as Signer
 	Older    []Key         // keys that go on signing beside Signer for a while, the newest first
 
-	Witnesses []note.Verifier  // whose cosignatures AddCosignature takes
+	Witnesses []note.Verifier  // whose cosignatures AddCosignature takes; see SetWitnesses
 	Now       func() time.Time // time.Now when nil
 	Logger    *slog.Logger     // discards when nil
 	MaxBatch  int              // entries in a transaction; DefaultMaxBatch when 0
@@ -122,7 +122,8 @@ type Ledger struct {
 	tiles *lru.Cache[tileID, *tile] // full tiles; immutable once in it
 	queue queue
 
-	keys atomic.Pointer[[]Key] // that sign, the newest first; replaced by AddSigner and DropSigner, never empty
+	keys      atomic.Pointer[[]Key]           // that sign, the newest first; replaced by AddSigner and DropSigner, never empty
+	witnesses atomic.Pointer[[]note.Verifier] // replaced by SetWitnesses, never nil
 
 	// Replaced by the committer, and by nobody else, once what it describes is durable.
 	state atomic.Pointer[state]
@@ -185,6 +186,7 @@ func newLedger(cfg Config) (*Ledger, error) {
 	l.queue.wake = make(chan struct{}, 1)
 	keys := cfg.keys()
 	l.keys.Store(&keys)
+	l.SetWitnesses(cfg.Witnesses...)
 	return l, nil
 }
 

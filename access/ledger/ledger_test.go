@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"github.com/prototypster/pdvault/access/ledger"
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/vault/kv"
@@ -728,5 +730,56 @@ func TestCosignatures(t *testing.T) {
 	appendN(t, l, 1)
 	if count(l.Checkpoint().Note) != 0 {
 		t.Fatal("the next checkpoint is cosigned by nobody yet")
+	}
+}
+
+// A witness that is changing its key signs with both, under one name. Who knows either key can verify, and both
+// together are one witness.
+func TestCosignaturesOfAWitnessThatChangesItsKey(t *testing.T) {
+	older, newer := newKeys(t), newKeys(t)
+	l := mustCreate(t, older.config(memkv.New()))
+	appendN(t, l, 1)
+	cosign := func() (lines []byte) {
+		for _, k := range []keys{newer, older} {
+			line, err := k.cosigner.Line(l.Checkpoint().Checkpoint, epoch)
+			must(t, err)
+			lines = append(lines, line...)
+		}
+		return lines
+	}
+	by := func(witnesses ...note.Verifier) int {
+		_, n, err := verify.OpenCheckpoint(l.Checkpoint().Note, origin, older.ledger, witnesses...)
+		must(t, err)
+		return len(verify.Cosignatures(n, witnesses...))
+	}
+
+	// The newer key is not known yet: its line is refused, that of the older one is taken.
+	wantErr(t, l.AddCosignature(1, cosign()), ledger.ErrCosignature)
+	if by(older.witness) != 1 || by(newer.witness) != 0 {
+		t.Fatalf("%s", l.Checkpoint().Note)
+	}
+	l.SetWitnesses(newer.witness, older.witness)
+	for range 2 { // the same lines again are no other
+		must(t, l.AddCosignature(1, cosign()))
+		if by(older.witness) != 1 || by(newer.witness) != 1 || by(newer.witness, older.witness) != 1 {
+			t.Fatalf("%s", l.Checkpoint().Note)
+		}
+		if n := strings.Count(string(l.Checkpoint().Note), "\n— "); n != 3 {
+			t.Fatalf("%d signatures", n)
+		}
+	}
+	appendN(t, l, 1)
+	must(t, l.AddCosignature(2, cosign()))
+	if by(older.witness) != 1 || by(newer.witness) != 1 {
+		t.Fatalf("%s", l.Checkpoint().Note)
+	}
+	l.SetWitnesses(newer.witness)
+	appendN(t, l, 1)
+	wantErr(t, l.AddCosignature(3, nil), ledger.ErrCosignature)
+	line, err := newer.cosigner.Line(l.Checkpoint().Checkpoint, epoch)
+	must(t, err)
+	must(t, l.AddCosignature(3, line))
+	if by(older.witness) != 0 || by(newer.witness) != 1 {
+		t.Fatalf("%s", l.Checkpoint().Note)
 	}
 }

@@ -74,20 +74,26 @@ func (l *Ledger) Query(ctx context.Context, f Filter) (Page, error) {
 // SubjectRows returns up to limit keys of the index by subject, after the given key (nil: from the first).
 // They are what the effects of an erasure delete, so that nothing leads from the person's reference to the
 // entries any more.
-func (l *Ledger) SubjectRows(ctx context.Context, ref, after []byte, limit int) ([][]byte, error) {
+func (l *Ledger) SubjectRows(ctx context.Context, ref, after []byte, limit int) (keys [][]byte, err error) {
+	err = l.cfg.Store.View(ctx, func(r kv.Reader) error {
+		keys, err = l.SubjectRowsIn(r, ref, after, limit)
+		return err
+	})
+	return keys, err
+}
+
+// SubjectRowsIn is SubjectRows in the snapshot of r, which must be one of the ledger's store.
+func (l *Ledger) SubjectRowsIn(r kv.Reader, ref, after []byte, limit int) ([][]byte, error) {
 	if len(ref) != verify.RefSize || limit < 1 {
 		return nil, fmt.Errorf("%w: bad subject reference or limit", ErrQuery)
 	}
-	var keys [][]byte
-	err := l.cfg.Store.View(ctx, func(r kv.Reader) error {
-		found, err := r.Scan(l.rows.subject(ref), after, limit)
-		for _, p := range found {
-			keys = append(keys, p.Key)
-		}
-		return err
-	})
+	found, err := r.Scan(l.rows.subject(ref), after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading the index by subject: %w", err)
+	}
+	keys := make([][]byte, len(found))
+	for i, p := range found {
+		keys[i] = p.Key
 	}
 	return keys, nil
 }

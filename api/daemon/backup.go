@@ -7,7 +7,6 @@ import (
 	"io"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/prototypster/pdvault/access"
@@ -31,7 +30,7 @@ func leftOut(b byte) bool {
 
 // Backup writes an archive of the data store to w, as one snapshot shows it, while the instance serves. What it
 // holds is ciphertext and ledger: no key, and nothing that opens without the key store. The manifest at its end
-// is signed with the ledger key. A second backup at the same time is refused with access.ErrBusy.
+// is signed with each key that the ledger has then. A second backup at the same time is refused with access.ErrBusy.
 func (d *Daemon) Backup(ctx context.Context, w io.Writer) error {
 	if !d.backingUp.TryLock() {
 		return access.ErrBusy
@@ -40,7 +39,7 @@ func (d *Daemon) Backup(ctx context.Context, w io.Writer) error {
 	start := time.Now()
 	header := archive.NewHeader(archive.KindData, d.config.Instance, start)
 	header.Store = d.store.ID()
-	sum, err := writeBackup(ctx, d.store, header, w, d.signer, d.sidecar.Generation())
+	sum, err := writeBackup(ctx, d.store, header, w, d.ledger.Sign, d.sidecar.Generation())
 	if err != nil {
 		d.log.Error("backup failed", "id", header.ID, "error", err)
 		return err
@@ -49,7 +48,7 @@ func (d *Daemon) Backup(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-func writeBackup(ctx context.Context, store kv.Store, header archive.Header, w io.Writer, signer note.Signer, generation uint64) (sum archive.Summary, err error) {
+func writeBackup(ctx context.Context, store kv.Store, header archive.Header, w io.Writer, sign func(text string) ([]byte, error), generation uint64) (sum archive.Summary, err error) {
 	err = store.View(ctx, func(r kv.Reader) error {
 		stored, err := r.Get(ledger.CheckpointKey())
 		if err != nil {
@@ -77,11 +76,7 @@ func writeBackup(ctx context.Context, store kv.Store, header archive.Header, w i
 				Instance: header.Instance, ID: header.ID.String(), Created: header.Created, Count: sum.Count,
 				Digest: tlog.Hash(sum.Digest), Ledger: checkpoint.Checkpoint, Generation: generation,
 			}
-			signed, err := note.Sign(&note.Note{Text: manifest.Format()}, signer)
-			if err != nil {
-				return nil, fmt.Errorf("signing the manifest: %w", err)
-			}
-			return signed, nil
+			return sign(manifest.Format())
 		})
 		return err
 	})

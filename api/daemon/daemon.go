@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/ledger"
@@ -38,12 +37,12 @@ type Daemon struct {
 	prover  *prover
 	broker  *access.Broker
 
-	ledgerKeys *ledgerKeys
+	ledgerKeys   *ledgerKeys
+	cosignatures *cosignatures // used by keepWitnessed alone, once it runs
 
 	background background // jobs that end before what they use is closed
 
-	signer    note.Signer // of the ledger; also signs manifests of backups
-	backingUp sync.Mutex  // held while a backup is streamed
+	backingUp sync.Mutex // held while a backup is streamed
 }
 
 // sidecarTimeout bounds a call to the sidecar, so that a request that meets a hanging key service is answered
@@ -102,15 +101,10 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if status.Instance != c.Instance {
 		return fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
 	}
-	signer, verifier, err := id.ledgerKey(ctx, d.sidecar)
-	if err != nil {
-		return err
-	}
-	d.signer = signer
 
 	// 3. The ledger, whose newest checkpoint the sidecar must be able to follow.
-	config := ledgerConfig(d, c, id, signer, verifier, status)
-	if config.Older, err = id.olderKeys(ctx, d.sidecar); err != nil {
+	config, err := d.ledgerConfig(ctx, id, status)
+	if err != nil {
 		return err
 	}
 	if d.ledger, err = ledger.Open(ctx, config); err != nil {
@@ -128,7 +122,8 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if _, err := d.sidecar.Witness(ctx); err != nil {
 		return fmt.Errorf("having the ledger witnessed: %w", err)
 	}
-	d.keepCosignature()
+	d.cosignatures = &cosignatures{prover: d.prover, ledger: d.ledger, status: d.sidecar.Status, log: log}
+	d.cosignatures.carry(ctx)
 
 	// 4. The broker.
 	v, err := vault.New(d.sidecar)

@@ -91,6 +91,25 @@ func createIdentity(ctx context.Context, store kv.Store, sidecar *client.Client,
 	})
 }
 
+// has reports whether key is one that the ledger of id signs with.
+func (id identity) has(key note.Verifier) bool {
+	for _, text := range id.verifiers() {
+		if v, err := note.NewVerifier(text); err == nil && v.Name() == key.Name() && v.KeyHash() == key.KeyHash() {
+			return true
+		}
+	}
+	return false
+}
+
+// verifiers are the verifier keys of the ledger, the newest first.
+func (id identity) verifiers() []string {
+	keys := []string{id.Verifier}
+	for _, k := range id.Older {
+		keys = append(keys, k.Verifier)
+	}
+	return keys
+}
+
 func (id identity) encode() ([]byte, error) {
 	raw, err := json.Marshal(&id)
 	if err != nil {

@@ -61,11 +61,10 @@ func Init(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	if err := d.sidecar.Bind(ctx, id.Origin, id.Verifier); err != nil {
 		return fmt.Errorf("binding the sidecar to the ledger: %w", err)
 	}
-	signer, verifier, err := id.ledgerKey(ctx, d.sidecar)
+	config, err := d.ledgerConfig(ctx, id, status)
 	if err != nil {
 		return err
 	}
-	config := ledgerConfig(d, c, id, signer, verifier, status)
 	d.ledger, err = ledger.Create(ctx, config)
 	if errors.Is(err, ledger.ErrExists) {
 		d.ledger, err = ledger.Open(ctx, config)

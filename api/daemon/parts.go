@@ -4,15 +4,10 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/mod/sumdb/note"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/ledger"
-	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/client"
 	"github.com/prototypster/pdvault/vault"
@@ -22,47 +17,21 @@ var (
 	_ vault.Sealer  = (*client.Client)(nil)
 	_ access.Opener = (*client.Client)(nil)
 	_ access.Keys   = (*client.Client)(nil)
-	_ client.Prover = (*prover)(nil)
 )
 
-// prover shows the ledger to the sidecar's client, and keeps the newest cosignature until keepWitnessed gives
-// it to the ledger: verifying each one as it comes would cost more than a read.
-type prover struct {
-	ledger *ledger.Ledger
-	newest atomic.Pointer[cosignature]
-}
-
-type cosignature struct {
-	size int64
-	line []byte
-}
-
-func (p *prover) Checkpoint() ([]byte, int64) {
-	cp := p.ledger.Checkpoint()
-	return cp.Note, cp.Size
-}
-
-func (p *prover) ProveInclusion(ctx context.Context, index, size int64) ([]tlog.Hash, error) {
-	return p.ledger.ProveInclusion(ctx, index, size)
-}
-
-func (p *prover) ProveConsistency(ctx context.Context, from, to int64) ([]tlog.Hash, error) {
-	return p.ledger.ProveConsistency(ctx, from, to)
-}
-
-func (p *prover) Cosigned(size int64, line []byte) { p.newest.Store(&cosignature{size, line}) }
-
-func ledgerConfig(d *Daemon, c Config, id identity, signer note.Signer, verifier note.Verifier, status client.Status) ledger.Config {
-	config := ledger.Config{
-		Store: d.store, Origin: id.Origin, Signer: signer, Verifier: verifier, Logger: d.log,
-		Observe: d.metrics.batch,
+// ledgerConfig has the keys of the ledger of id unwrapped, all that sign.
+func (d *Daemon) ledgerConfig(ctx context.Context, id identity, status client.Status) (config ledger.Config, err error) {
+	config = ledger.Config{Store: d.store, Origin: id.Origin, Logger: d.log, Observe: d.metrics.batch}
+	if config.Signer, config.Verifier, err = id.ledgerKey(ctx, d.sidecar); err != nil {
+		return ledger.Config{}, err
 	}
-	if witness, err := verify.NewCosignatureVerifier(status.WitnessKey); err == nil {
-		config.Witnesses = []note.Verifier{witness}
-	} else {
-		d.log.Error("the sidecar's witness key cannot be used", "error", err)
+	if config.Older, err = id.olderKeys(ctx, d.sidecar); err != nil {
+		return ledger.Config{}, err
 	}
-	return config
+	if config.Witnesses, err = witnessesOf(status); err != nil {
+		d.log.Error("the sidecar's witness keys cannot be used", "error", err)
+	}
+	return config, nil
 }
 
 func brokerConfig(d *Daemon, v *vault.Vault, sidecar string) access.Config {
@@ -91,6 +60,7 @@ var failureCodes = [...]struct {
 	{keys.ErrProofRefused, "proof-refused"},
 	{keys.ErrRolledBack, "rolled-back"},
 	{access.ErrIntegrity, "integrity"},
+	{vault.ErrStale, "changed-meanwhile"},
 	{context.DeadlineExceeded, "timeout"},
 	{context.Canceled, "cancelled"},
 }
@@ -153,39 +123,6 @@ func (d *Daemon) keepGeneration(ctx context.Context) {
 		}
 		kept = g
 	})
-}
-
-// witnessEvery bounds how long an acknowledged entry may be unknown to the witness. Until it is known there,
-// its loss, by damage or by an older copy put back, would not be noticed.
-const witnessEvery = 20 * time.Millisecond
-
-// keepWitnessed has the witness follow the ledger when no read makes it do so, and gives its newest
-// cosignature to the ledger.
-func (d *Daemon) keepWitnessed(ctx context.Context) {
-	failing := false
-	every(ctx, witnessEvery, func() {
-		size := d.ledger.Checkpoint().Size
-		newest := d.prover.newest.Load()
-		if newest == nil || newest.size < size {
-			_, err := d.sidecar.Witness(ctx)
-			if err != nil && !failing && ctx.Err() == nil {
-				d.log.Error("the ledger is not being witnessed", "error", err)
-			}
-			failing = err != nil
-		}
-		d.keepCosignature()
-	})
-}
-
-// keepCosignature gives the newest cosignature to the ledger.
-func (d *Daemon) keepCosignature() {
-	newest := d.prover.newest.Load()
-	if newest == nil || newest.size <= d.ledger.Cosigned().Size {
-		return
-	}
-	if err := d.ledger.AddCosignature(newest.size, newest.line); err != nil {
-		d.log.Error("the sidecar's cosignature was refused", "size", newest.size, "error", err)
-	}
 }
 
 // sweep removes expired idempotency keys.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/go-json-experiment/json"
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,7 +50,7 @@ type RestoreReport struct {
 	Log      *verify.Checkpoint // of the exported log; nil: there was none
 	Since    map[string]int64   // entries that the log holds after the backup, by kind
 	Rewind   bool               // the sidecar has witnessed more: pdkeys rewind must be run before pdvault serves
-	NoIndex  bool               // lookups do not work: the index key that the backup was made with is gone
+	NoIndex  bool               // what is indexed cannot be looked up or written: an index key of the backup is gone
 }
 
 // restoring is where a store is built until it is complete. It is never opened under this name but by Restore,
@@ -86,7 +87,7 @@ func Restore(ctx context.Context, c Config, o RestoreOptions, log *slog.Logger) 
 	if status.Instance != c.Instance {
 		return report, fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
 	}
-	bound, err := boundKeys(status)
+	bound, err := boundKey(status)
 	if err != nil {
 		return report, err
 	}
@@ -160,8 +161,9 @@ func checkTarget(dir string) error {
 	return nil
 }
 
-// boundKeys are the keys of the ledger that the sidecar is bound to.
-func boundKeys(status client.Status) ([]note.Verifier, error) {
+// boundKey is the newest key of the ledger that the sidecar is bound to. An archive must be by it: one of before the
+// key was replaced has an instance that the sidecar does not take for its own any more.
+func boundKey(status client.Status) (note.Verifier, error) {
 	if status.LedgerKey == "" {
 		return nil, errors.New("the sidecar is bound to no ledger, so no archive can be verified: restore its key store first")
 	}
@@ -169,7 +171,7 @@ func boundKeys(status client.Status) ([]note.Verifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the ledger key of the sidecar: %w", err)
 	}
-	return []note.Verifier{key}, nil
+	return key, nil
 }
 
 // checkWitnessed refuses an archive whose ledger contradicts what the sidecar has witnessed. A shorter one cannot be
@@ -189,9 +191,9 @@ type inspected struct {
 	checkpoint []byte // the signed checkpoint of the ledger in it
 }
 
-// inspect verifies an archive of instance: framing, digest, the manifest's signature by one of bound, and that it is
-// about this very archive.
-func inspect(ctx context.Context, in io.Reader, instance string, bound []note.Verifier) (a inspected, err error) {
+// inspect verifies an archive of instance: framing, digest, that the ledger in it has the key bound, the manifest's
+// signature by it, and that it is about this very archive.
+func inspect(ctx context.Context, in io.Reader, instance string, bound note.Verifier) (a inspected, err error) {
 	header, raw, err := archive.ReadHeader(in, archive.KindData)
 	if err != nil {
 		return inspected{}, err
@@ -200,6 +202,7 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound []note.Ve
 		return inspected{}, fmt.Errorf("it is of instance %q, not of %q: %w", header.Instance, instance, archive.ErrForeign)
 	}
 	a.header = raw
+	ours := false // the ledger's key is among those of the identity
 	r := archive.NewReader(in, raw)
 	for n := 0; ; n++ {
 		if n%1024 == 0 && ctx.Err() != nil {
@@ -221,17 +224,21 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound []note.Ve
 			if json.Unmarshal(p.Value, &id) != nil || id.Instance != instance {
 				return inspected{}, fmt.Errorf("identity of the instance: %w", archive.ErrForeign)
 			}
+			ours = id.has(bound)
 		case string(ledger.CheckpointKey()):
 			a.checkpoint = p.Value
 		}
 	}
 	a.sum = r.Summary()
-	if a.manifest, err = verify.OpenBackup(r.Seal(), bound...); err != nil {
+	if a.manifest, err = verify.OpenBackup(r.Seal(), bound); err != nil {
 		return inspected{}, fmt.Errorf("its manifest is not signed by the ledger key that the sidecar is bound to: %w: %w", archive.ErrForeign, err)
 	}
 	m := a.manifest
 	if m.Instance != header.Instance || m.ID != header.ID.String() || m.Created != header.Created || m.Count != a.sum.Count || m.Digest != tlog.Hash(a.sum.Digest) {
 		return inspected{}, fmt.Errorf("its manifest is of another archive: %w", archive.ErrForeign)
+	}
+	if !ours {
+		return inspected{}, fmt.Errorf("its ledger has not got the key that the sidecar is bound to: it was taken before that replaced another: %w", archive.ErrForeign)
 	}
 	stored, err := ledger.StoredCheckpoint(a.checkpoint)
 	if err != nil || stored.Checkpoint != m.Ledger {
@@ -241,29 +248,24 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound []note.Ve
 }
 
 // readLog verifies an exported log that goes on from the archive's ledger, and collects what happened since.
-func readLog(ctx context.Context, dir string, a inspected, bound []note.Verifier) (*access.Since, verify.Checkpoint, error) {
+func readLog(ctx context.Context, dir string, a inspected, bound note.Verifier) (*access.Since, verify.Checkpoint, error) {
 	since := new(access.Since)
-	var err error
-	for _, key := range bound {
-		*since = access.Since{}
-		var report *verify.Report
-		report, err = verify.VerifyLog(ctx, os.DirFS(dir), verify.LogCheck{
-			Ledger: key, Earlier: a.checkpoint,
-			Visit: func(index int64, _ []byte, e verify.Entry) error {
-				if index >= a.manifest.Ledger.Size {
-					since.Add(e)
-				}
-				return nil
-			},
-		})
-		if err == nil && !report.OK() {
-			err = fmt.Errorf("entry %d: %s: %s", report.Problems[0].Index, report.Problems[0].Code, report.Problems[0].Detail)
-		}
-		if err == nil {
-			return since, report.Checkpoint, nil
-		}
+	report, err := verify.VerifyLog(ctx, os.DirFS(dir), verify.LogCheck{
+		Ledger: bound, Earlier: a.checkpoint,
+		Visit: func(index int64, _ []byte, e verify.Entry) error {
+			if index >= a.manifest.Ledger.Size {
+				since.Add(e)
+			}
+			return nil
+		},
+	})
+	if err == nil && !report.OK() {
+		err = fmt.Errorf("entry %d: %s: %s", report.Problems[0].Index, report.Problems[0].Code, report.Problems[0].Detail)
 	}
-	return nil, verify.Checkpoint{}, fmt.Errorf("%w, nothing was touched: %w", ErrRestoreLog, err)
+	if err != nil {
+		return nil, verify.Checkpoint{}, fmt.Errorf("%w, nothing was touched: %w", ErrRestoreLog, err)
+	}
+	return since, report.Checkpoint, nil
 }
 
 // rebuild writes the archive's rows, and the index rows that its records ask for, into a new store.
@@ -346,11 +348,11 @@ func (d *Daemon) bringUp(ctx context.Context, status client.Status, r access.Res
 	if err != nil {
 		return err
 	}
-	signer, verifier, err := id.ledgerKey(ctx, d.sidecar)
+	config, err := d.ledgerConfig(ctx, id, status)
 	if err != nil {
 		return err
 	}
-	if d.ledger, err = ledger.Open(ctx, ledgerConfig(d, d.config, id, signer, verifier, status)); err != nil {
+	if d.ledger, err = ledger.Open(ctx, config); err != nil {
 		return fmt.Errorf("opening the restored ledger: %w", err)
 	}
 	v, err := vault.New(d.sidecar)
@@ -368,41 +370,28 @@ func (d *Daemon) bringUp(ctx context.Context, status client.Status, r access.Res
 	return err
 }
 
-// indexGone reports whether the sidecar no longer has the index key that lookups in the restored store need.
+// indexGone reports whether the sidecar no longer has a key of the index that the restored store needs: without it
+// nothing is looked up, and nothing that is indexed can be written.
 func (d *Daemon) indexGone(ctx context.Context) (bool, error) {
-	var row []byte
-	err := d.store.View(ctx, func(r kv.Reader) error {
-		rows, err := r.Get(indexStateKey)
-		if err == nil {
-			row = rows[0]
-		}
+	var state vault.IndexState
+	err := d.store.View(ctx, func(r kv.Reader) (err error) {
+		state, err = vault.LoadIndexState(r)
 		return err
 	})
 	if err != nil {
 		return false, fmt.Errorf("reading the state of the index: %w", err)
 	}
-	state := struct {
-		Read uint32 `json:"read"`
-	}{Read: 1} // before the first rotation there is no row
-	if row != nil {
-		if err := json.Unmarshal(row, &state); err != nil {
-			return false, fmt.Errorf("%w: state of the index", kv.ErrIntegrity)
-		}
-	}
 	tokens, err := d.sidecar.IndexTokens(ctx, "#restore", "probe", 0, "probe") // no collection has this name
 	if err != nil {
 		return false, fmt.Errorf("asking for the keys of the index: %w", err)
 	}
-	for _, t := range tokens {
-		if t.Key == state.Read {
-			return false, nil
+	for _, key := range state.Keys {
+		if !slices.ContainsFunc(tokens, func(t vault.IndexToken) bool { return t.Key == key }) {
+			return true, nil
 		}
 	}
-	return true, nil
+	return false, nil
 }
-
-// indexStateKey is the row that says which index keys are in use.
-var indexStateKey = []byte("mx")
 
 // keyState tells what an error of the sidecar says of a subject's key.
 func keyState(err error) access.KeyState {

@@ -305,6 +305,9 @@ func TestARestoredDataStoreServesWhatWasBackedUp(t *testing.T) {
 			if bytes.Contains(p.Key, erased[:]) && p.Key[0] != 's' || bytes.Equal(p.Value, erased[:]) {
 				t.Errorf("a row of the erased subject is left, of kind %q", p.Key[:1])
 			}
+			if bytes.Contains(p.Key, erased[:]) && string(p.Value) != `{"f":1,"version":2,"erased":true}` {
+				t.Errorf("its tombstone says %s", p.Value)
+			}
 		}
 		return err
 	})
@@ -408,7 +411,7 @@ func TestABackupHoldsCiphertextOnly(t *testing.T) {
 			t.Error("the mark of the key store is in the backup")
 		}
 	}
-	if kinds['u']+kinds['x']+kinds['i'] != 0 || kinds['s'] != 2 || kinds['r'] != 2 || kinds['l'] == 0 || kinds['p'] == 0 {
+	if kinds['u']+kinds['x']+kinds['i']+kinds['y'] != 0 || kinds['s'] != 2 || kinds['r'] != 2 || kinds['l'] == 0 || kinds['p'] == 0 {
 		t.Errorf("rows by kind: %v", kinds)
 	}
 }
@@ -420,7 +423,14 @@ func TestABadArchiveIsRefusedAndNothingIsTouched(t *testing.T) {
 		i.create(n)
 	}
 	_, good := i.backup()
-	signer := i.signer
+	id, err := loadIdentity(t.Context(), i.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, _, err := id.ledgerKey(t.Context(), i.sidecar)
+	if err != nil {
+		t.Fatal(err)
+	}
 	i.lose()
 	parent := filepath.Dir(i.config.Store.Dir)
 	before := treeHash(t, parent)
@@ -570,6 +580,138 @@ func TestARestoreThatStopsHalfWayIsBegunAgain(t *testing.T) {
 	i.open()
 	if _, err := i.read(s); err != nil {
 		t.Error(err)
+	}
+}
+
+// A backup was taken while an erasure was half done. The restored instance finishes it, and gives a certificate.
+func TestAnErasureThatWasPendingInABackupIsFinished(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	subject := i.create(2)
+	i.keys.Ring.Before(func(op string) error {
+		if op == "DestroyRef" {
+			return keys.ErrUnavailable
+		}
+		return nil
+	})
+	_, err := i.broker.Erase(t.Context(), access.EraseRequest{Request: privacy, Subject: subject, Reason: "subject-request"})
+	var pending *access.PendingErasureError
+	if !errors.As(err, &pending) {
+		t.Fatalf("%v", err)
+	}
+	path, _ := i.backup()
+	i.lose()
+	i.keys.Ring.Before(nil)
+	report, err := i.restore(RestoreOptions{Archive: path})
+	if err != nil || report.Subjects != 1 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	if report.Rewind {
+		i.rewind(report.Manifest.Ledger)
+	}
+	i.open()
+	c, err := i.broker.Erasure(t.Context(), privacy, pending.ID)
+	if err != nil || c.Erased.Index != pending.Entry {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if n, err := i.broker.PendingErasures(t.Context()); n != 0 || err != nil {
+		t.Errorf("%d pending, %v", n, err)
+	}
+	check, err := verify.VerifyLog(t.Context(), os.DirFS(i.export()), verify.LogCheck{Ledger: mustVerifier(t, i)})
+	if err != nil || !check.OK() || check.Erasures.Pending != 0 {
+		t.Errorf("the log: %v, %+v", err, check)
+	}
+}
+
+// rotate has keys of scope replaced.
+func (i *instance) rotate(scope string) {
+	i.Helper()
+	started, err := i.broker.StartRotation(i.Context(), security, scope, uuid.Nil)
+	if err != nil {
+		i.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		r, err := i.broker.Rotation(i.Context(), security, started.ID)
+		if err == nil && r.Record >= 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			i.Fatalf("the rotation is not done: %+v, %v", r, err)
+		}
+	}
+}
+
+// The ledger's key is replaced while pdvault runs. Backups of after that can be restored, during the overlap and after
+// it, with no restart in between; one of before cannot, which is said before anything is touched.
+func TestABackupFollowsTheLedgersKey(t *testing.T) {
+	i := newInstance(t)
+	s := i.create(1)
+	old, _ := i.backup()
+	i.rotate(access.ScopeLedger)
+	during, _ := i.backup()
+	if err := i.ledgerKeys.dropDue(t.Context(), time.Now().Add(2*defaultKeyOverlap)); err != nil {
+		t.Fatal(err)
+	}
+	after, _ := i.backup()
+
+	i.lose()
+	if _, err := i.restore(RestoreOptions{Archive: old}); !errors.Is(err, archive.ErrForeign) {
+		t.Errorf("a backup of before: %v", err)
+	}
+	for _, path := range []string{during, after} {
+		report, err := i.restore(RestoreOptions{Archive: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.rewind(report.Manifest.Ledger)
+		i.open()
+		if _, err := i.read(s); err != nil {
+			t.Error(err)
+		}
+		i.lose()
+	}
+}
+
+// The key of the index was replaced after the backup. The restore says so, and rotating the index again mends it.
+func TestARestoreSaysThatTheIndexMustBeRotated(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	path, _ := i.backup()
+	i.rotate(access.ScopeIndex)
+	i.lose()
+	report, err := i.restore(RestoreOptions{Archive: path})
+	if err != nil || !report.NoIndex {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	i.rewind(report.Manifest.Ledger)
+	i.open()
+	i.rotate(access.ScopeIndex)
+	_, err = i.broker.CreateSubject(t.Context(), access.CreateRequest{Request: shop, Records: map[string][]byte{
+		"profile": []byte(`{"email":"canary1@example.org"}`),
+	}})
+	if !errors.Is(err, access.ErrNotUnique) {
+		t.Errorf("a taken value: %v", err)
+	}
+	i.create(2)
+}
+
+// An archive whose manifest the newest key has signed, but whose ledger has not got that key, would be restored to an
+// instance that the sidecar does not serve.
+func TestABackupThatTheLedgersKeyOvertookIsRefused(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	var once sync.Once
+	var out bytes.Buffer
+	err := i.Backup(t.Context(), writerFunc(func(b []byte) (int, error) {
+		once.Do(func() { i.rotate(access.ScopeLedger) }) // the snapshot was taken before
+		return out.Write(b)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.lose()
+	if _, err := i.restore(RestoreOptions{Archive: i.file(out.Bytes())}); !errors.Is(err, archive.ErrForeign) {
+		t.Errorf("%v", err)
 	}
 }
 

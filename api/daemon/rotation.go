@@ -28,12 +28,11 @@ func (d *Daemon) newRotator() (*access.Rotator, error) {
 // bind binds the sidecar to the ledger: by the newest ledger key, or by one before when a rotation was interrupted
 // before the sidecar had heard of the newest. The rotation goes on after the start.
 func (d *Daemon) bind(ctx context.Context, id identity) error {
-	err := d.sidecar.Bind(ctx, id.Origin, id.Verifier)
-	for _, k := range id.Older {
-		if err == nil || errors.Is(err, keys.ErrUnavailable) {
+	var err error
+	for _, key := range id.verifiers() {
+		if err = d.sidecar.Bind(ctx, id.Origin, key); err == nil || errors.Is(err, keys.ErrUnavailable) {
 			return err
 		}
-		err = d.sidecar.Bind(ctx, id.Origin, k.Verifier)
 	}
 	return err
 }

@@ -170,6 +170,21 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+// TestAPendingErasureIsSaidWhateverItsCause checks that who erased is told that it is on record, unless the cause must
+// not be mistaken, and in each case which erasure it is.
+func TestAPendingErasureIsSaidWhateverItsCause(t *testing.T) {
+	for _, row := range Mappings() {
+		p, _ := problemOf(t.Context(), &access.PendingErasureError{Entry: 7, Salt: "salt", Cause: row.Err})
+		want := api.ProblemErasurePending
+		if row.Type == api.ProblemIntegrity {
+			want = api.ProblemIntegrity
+		}
+		if p.Type != want || p.Erasure == "" || p.ErasureSalt != "salt" || p.AccessRecord == nil || *p.AccessRecord != 7 {
+			t.Errorf("because of %v: %+v", row.Err, p)
+		}
+	}
+}
+
 // TestDenialsKnown checks that every reason of the policy has a problem that is a denial.
 func TestDenialsKnown(t *testing.T) {
 	for reason := range denials {

@@ -18,7 +18,7 @@
 # which an epoch begins: the agent puts a new one in place daily.
 #
 # Names may be changed: MOUNT (transit), KEY (pdvault), ROLE (pdvault-sidecar), EPOCH_ROLE (pdvault-epoch), CIDR (the
-# sidecar's addresses, unset: any), VAULT (vault; "bao" for OpenBao).
+# sidecar's addresses, unset: any), VAULT (vault; "bao" for OpenBao). OWNER: the user whom FILE is given to (unset: yours).
 set -eu
 
 MOUNT=${MOUNT:-transit}
@@ -26,6 +26,7 @@ KEY=${KEY:-pdvault}
 ROLE=${ROLE:-pdvault-sidecar}
 EPOCH_ROLE=${EPOCH_ROLE:-pdvault-epoch}
 CIDR=${CIDR:-}
+OWNER=${OWNER:-}
 VAULT=${VAULT:-vault}
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -48,6 +49,7 @@ fi
 deliver() { # deliver <role> <time to live of the wrapping> <file>: the file is complete or as it was
 	umask 077
 	"$VAULT" write -f -wrap-ttl="$2" -field=wrapping_token "auth/approle/role/$1/secret-id" >"$3.new"
+	[ -z "$OWNER" ] || chown "$OWNER" "$3.new"
 	mv "$3.new" "$3"
 }
 

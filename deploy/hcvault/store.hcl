@@ -10,6 +10,8 @@
 #   vault policy write pdvault-store store.hcl
 #   vault write auth/approle/role/pdvault-sidecar token_policies=pdvault-sidecar,pdvault-store
 #
+# The last line again after each run of setup.sh, which gives the role its own policy alone.
+#
 # Replace the names "pdvault-keys" (mount) and "main" (path of the store) when others are used.
 
 path "pdvault-keys/data/main/*" {

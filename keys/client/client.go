@@ -81,10 +81,10 @@ type Prover interface {
 	ProveInclusion(ctx context.Context, index, size int64) ([]tlog.Hash, error)
 	// ProveConsistency proves that the tree of size from, above 0, is a prefix of the tree of size to.
 	ProveConsistency(ctx context.Context, from, to int64) ([]tlog.Hash, error)
-	// Cosigned is told the sidecar's signature line over the checkpoint of the given size, for growing
-	// sizes, from one goroutine at a time. While the sidecar's key is being changed it is told a line of each
-	// key for the same size, that of the newest first.
-	Cosigned(size int64, line []byte)
+	// Cosigned is told the sidecar's cosignature of the checkpoint of the given size, for growing sizes, from one
+	// goroutine at a time: a signature line, or while the sidecar's key is being changed one of each key, that of
+	// the newest first.
+	Cosigned(size int64, lines []byte)
 }
 
 // Observer is told about each batch: what kind of call, how many items, how long it took on the wire and
@@ -130,6 +130,15 @@ type Status struct {
 	WitnessKeys   []string  // all that cosign now, the newest, WitnessKey, first
 	LedgerKeys    []string  // all that are bound, the newest, LedgerKey, first
 	NextEpoch     time.Time // by which the next epoch is due; zero: none is planned, or it is not known now
+	Rewinds       []Rewind  // the oldest first
+}
+
+// Rewind is what the witness was made to forget when the ledger was restored from a backup.
+type Rewind struct {
+	LostSize int64 // that had been witnessed
+	LostRoot []byte
+	Size     int64 // of the checkpoint that took its place
+	At       time.Time
 }
 
 // Client calls the sidecar. Its methods may be called from any goroutine. Byte slices given to it must not
@@ -351,11 +360,16 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	if err := c.checkGeneration(mark, r.Generation); err != nil {
 		return Status{}, fmt.Errorf("%s: %w", op, err)
 	}
+	var rewinds []Rewind
+	for _, w := range r.Rewinds {
+		rewinds = append(rewinds, Rewind{w.GetLostSize(), w.GetLostRoot(), w.GetSize(), timeOf(w.GetAt())})
+	}
 	return Status{
 		Instance: r.Instance, Sidecar: r.Sidecar, WitnessKey: r.WitnessKey, Generation: r.Generation,
 		Origin: r.Origin, LedgerKey: r.LedgerKey, WitnessedSize: r.WitnessedSize, WitnessedRoot: r.WitnessedRoot,
 		KEK: r.Kek, KEKState: keys.ErrorOf(r.KekState),
 		WitnessKeys: r.WitnessKeys, LedgerKeys: r.LedgerKeys, NextEpoch: timeOf(r.NextEpoch),
+		Rewinds: rewinds,
 	}, nil
 }
 

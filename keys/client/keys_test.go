@@ -104,7 +104,7 @@ func TestErasuresGoOnBesideReads(t *testing.T) {
 
 func TestRotationsCrossTheWire(t *testing.T) {
 	w := sidecartest.New(t)
-	w.FakeKeys()
+	fake := w.FakeKeys()
 	c := dial(t, w, nil)
 	ctx := t.Context()
 	subject := uuid.New()
@@ -144,6 +144,7 @@ func TestRotationsCrossTheWire(t *testing.T) {
 		t.Errorf("Inventory = %+v, %v", in, err)
 	}
 
+	fake.RotateSubjects(2)
 	resealed, err := c.Reseal(ctx, 2, []client.ResealSubject{{Subject: subject, Items: []client.ResealItem{
 		{Collection: "profile", Field: "email", Version: 1, Ciphertext: []byte("a")},
 		{Kind: keyring.ItemIndex, Collection: "profile", Field: "email", Normaliser: 1, Ciphertext: []byte("newest")},
@@ -184,7 +185,7 @@ func TestRotationsCrossTheWire(t *testing.T) {
 // TestLongCallsOutliveTheUsualDeadline of the client and of the sidecar.
 func TestLongCallsOutliveTheUsualDeadline(t *testing.T) {
 	w := sidecartest.New(t)
-	w.FakeKeys()
+	w.FakeKeys().RotateSubjects(1)
 	c := dial(t, w, func(cfg *client.Config) { cfg.Timeout = 100 * time.Millisecond })
 	w.Ring.Before(func(op string) error {
 		if op == "Retire" {

@@ -432,9 +432,53 @@ func TestARestoreThatStopsHalfWayLeavesNoKeyStore(t *testing.T) {
 		store.before = nil
 		store.mu.Unlock()
 		wantErr(t, err, errInjected)
-		if _, err := keyring.Open(t.Context(), cfg); !errors.Is(err, keyring.ErrNotCreated) {
+		if _, err := keyring.Open(t.Context(), cfg); !errors.Is(err, keyring.ErrNotCreated) && !errors.Is(err, keyring.ErrRestoring) {
 			t.Errorf("failing at transaction %d: opening gives %v", failing, err)
 		}
+		if _, err := keyring.Restore(t.Context(), cfg, bytes.NewReader(b.archive)); err != nil {
+			t.Errorf("failing at transaction %d: begun again: %v", failing, err)
+		}
+		if got, want := len(allRows(t, cfg.Store)), len(allRows(t, b.store)); got != want {
+			t.Errorf("failing at transaction %d: %d rows, want %d", failing, got, want)
+		}
+	}
+}
+
+// What a restore has yet to take away is never served: until its last step has been taken, the store is not opened,
+// and a restore that is begun again starts from nothing.
+func TestARestoreIsNotOpenedBeforeItIsFinished(t *testing.T) {
+	b := newBackedUp(t, 10)
+	cfg := b.cfg
+	cfg.Store = memkv.New()
+	file, err := keyring.OpenBackup(t.Context(), cfg, bytes.NewReader(b.archive))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(file.State("sidecar/witnessed")); got != "a state" {
+		t.Errorf("state in the backup: %q", got)
+	}
+	_, err = file.Restore(t.Context(), cfg.Store, func(ring *keyring.Keyring) error {
+		if err := ring.Destroy(t.Context(), b.subjects[0], "test"); err != nil {
+			t.Error(err)
+		}
+		if _, err := keyring.Open(t.Context(), cfg); !errors.Is(err, keyring.ErrRestoring) {
+			t.Errorf("opened under the restore: %v", err)
+		}
+		return errInjected
+	})
+	wantErr(t, err, errInjected)
+	_, err = keyring.Open(t.Context(), cfg)
+	wantErr(t, err, keyring.ErrRestoring)
+	if _, err := keyring.Restore(t.Context(), cfg, bytes.NewReader(b.archive)); err != nil {
+		t.Fatal(err)
+	}
+	ring, err := keyring.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.Close()
+	if err := opened(t, ring, b.subjects[0], b.sealed[0]); err != nil {
+		t.Errorf("the one that was destroyed in the restore before: %v", err)
 	}
 }
 

@@ -58,6 +58,7 @@ type jobKey struct {
 type job struct {
 	key     jobKey // zero: not shared
 	item    KEKItem
+	passing bool // what comes of it is not kept; true of who began it, whoever has joined since
 	waiters int
 	done    chan struct{} // closed when result and bundle are set
 	result  KEKResult

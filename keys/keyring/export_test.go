@@ -1,6 +1,9 @@
 package keyring
 
-import "context"
+import (
+	"context"
+	"io"
+)
 
 // Cached is how many bundles are unwrapped now.
 func (k *Keyring) Cached() int { return k.cache.len() }
@@ -75,4 +78,13 @@ func (k *Keyring) WitnessPrivate() [][]byte {
 		out = append(out, w.private)
 	}
 	return out
+}
+
+// Restore opens a backup and restores it into the store of cfg, with nothing left to finish.
+func Restore(ctx context.Context, cfg Config, from io.ReadSeeker) (Restored, error) {
+	b, err := OpenBackup(ctx, cfg, from)
+	if err != nil {
+		return Restored{}, err
+	}
+	return b.Restore(ctx, cfg.Store, func(*Keyring) error { return nil })
 }

@@ -15,15 +15,21 @@ import (
 //	g              generation counter, 8 bytes, big endian
 //	f              floor: the least version of the KEK that a row may be written with, 8 bytes, big endian;
 //	               absent: any
+//	e              when the last epoch ended, or the schedule began: milliseconds, 8 bytes, big endian
+//	n              the subject whose bundle was written last, 16 bytes
+//	r              numbers of the last rotations, see rotations
 //	i              the instance, see instanceRow
 //	k/<name>       a wrapped keyset of the instance, see row
 //	b/<16 bytes>   a subject's wrapped bundle, see row
 //	t/<16 bytes>   the tombstone of a destroyed bundle, see tombstone
 //	s/<name>       a state of the sidecar, as it gave it
+//	restoring      a restore is under way or was interrupted: 16 bytes, the id of the backup
 var (
 	keyGeneration = []byte("g")
 	keyFloor      = []byte("f")
 	keyInstance   = []byte("i")
+	keyRestoring  = []byte("restoring")
+	prefixState   = []byte("s/")
 )
 
 func keyKeyset(name string) []byte { return []byte("k/" + name) }

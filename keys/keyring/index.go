@@ -89,7 +89,7 @@ func (k *Keyring) Reindex(ctx context.Context, subjects []ReindexSubject) ([]Rei
 	for i := range subjects {
 		ids[i] = subjects[i].Subject
 	}
-	found, err := k.bundles(ctx, ids)
+	found, err := k.bundlesInPassing(ctx, ids)
 	if err != nil {
 		return nil, err
 	}

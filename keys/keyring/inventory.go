@@ -3,64 +3,49 @@ package keyring
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
-	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/vault/kv"
 )
-
-const defaultInventoryAge = 15 * time.Second
 
 // maxVersions bounds how many versions of one kind are counted apart. There are some two at a time; who writes to
 // the key store could make it millions.
 const maxVersions = 1_000
 
-// inventories keeps the newest count, so that asking often does not read the key store often.
-type inventories struct {
-	turn  chan struct{} // held, as its one element, by who counts
-	last  Inventory     // guarded by turn
-	ended int64         // jobs that had ended when last was begun; guarded by turn
-
-	jobs atomic.Int64 // that have ended in this process
-}
-
 // Inventory counts every version in use: of the KEK by what is wrapped under it, of subjects' keys by rotation, of
-// the keysets of the instance by key. The count may be as old as Config.InventoryAge, but not older than the end of a
-// job here, and what was written while it was made is counted or not. Rows that do not parse are not counted.
+// the keysets of the instance by key. It reads the whole key store; what is written meanwhile is counted or not, and rows
+// that do not parse are not.
 func (k *Keyring) Inventory(ctx context.Context) (Inventory, error) {
 	if _, err := k.current(); err != nil {
 		return Inventory{}, err
 	}
-	select {
-	case k.inventories.turn <- struct{}{}:
-		defer func() { <-k.inventories.turn }()
-	case <-ctx.Done():
-		return Inventory{}, fmt.Errorf("waiting for a count: %w: %w", keys.ErrUnavailable, context.Cause(ctx))
+	inv, err := k.count(ctx)
+	if err != nil {
+		return Inventory{}, err
 	}
-	inv, ended := k.inventories.last, k.inventories.jobs.Load()
-	if age := k.cfg.Now().Sub(inv.Counted); inv.Counted.IsZero() || age < 0 || age >= k.cfg.InventoryAge || k.inventories.ended != ended {
-		var err error
-		if inv, err = k.count(ctx); err != nil {
-			return Inventory{}, err
-		}
-		k.inventories.last, k.inventories.ended = inv, ended
-	}
-	inv.Versions = slices.Clone(inv.Versions)
-	if k.cfg.Epochs != nil && k.cfg.EpochInterval > 0 {
-		last, err := k.lastEpoch(ctx)
-		if err != nil {
-			return Inventory{}, err
-		}
-		inv.EpochInterval = k.cfg.EpochInterval
-		if last.IsZero() {
-			last = k.cfg.Now()
-		}
-		inv.NextEpoch = last.Add(k.cfg.EpochInterval).UTC()
+	if inv.NextEpoch, inv.EpochInterval, err = k.NextEpoch(ctx); err != nil {
+		return Inventory{}, err
 	}
 	return inv, nil
+}
+
+// NextEpoch tells by when the next epoch is due, and how long after that the one that follows; zero when none is planned.
+func (k *Keyring) NextEpoch(ctx context.Context) (due time.Time, interval time.Duration, err error) {
+	if _, err := k.current(); err != nil {
+		return time.Time{}, 0, err
+	}
+	if k.cfg.Epochs == nil || k.cfg.EpochInterval == 0 {
+		return time.Time{}, 0, nil
+	}
+	last, err := k.lastEpoch(ctx)
+	if err != nil {
+		return time.Time{}, 0, err
+	}
+	if last.IsZero() {
+		last = k.cfg.Now()
+	}
+	return last.Add(k.cfg.EpochInterval).UTC(), k.cfg.EpochInterval, nil
 }
 
 type versionKey struct {

@@ -1,16 +1,13 @@
 package keyring
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 
 	"github.com/prototypster/pdvault/keys"
@@ -83,15 +80,6 @@ type Inventory struct {
 	EpochInterval time.Duration // 0: none is planned
 }
 
-// The jobs lie in the key store as states "job/<id>", the last maxJobs of them. They are not kept in memory: the
-// key store decides which one runs, whatever restarts meanwhile.
-const (
-	maxJobs   = 100
-	maxBy     = 128
-	maxPhase  = 64 // bytes in a phase or a code of a failure
-	jobFormat = "pdvault/job/v1"
-)
-
 // Phases of a job that the keyring carries out itself.
 const (
 	phaseBegin  = "begin"  // of every job that the keyring has to prepare for
@@ -104,110 +92,8 @@ const (
 	phaseOrphans = "orphans" // the driver has done every subject that it knows
 )
 
-var prefixJob = keyState("job/")
-
-func keyJob(id uuid.UUID) []byte { return keyState("job/" + id.String()) }
-
-// keyRotations is where the numbers of rotations lie: format 0x01, the newest rotation of subjects' keys (4 bytes,
-// big endian), the newest version of the ledger key (4 bytes). Absent: 0 and 1.
-var keyRotations = []byte("r")
-
-type rotations struct{ subjects, ledger uint32 }
-
-func (r rotations) encode() []byte {
-	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32([]byte{0x01}, r.subjects), r.ledger)
-}
-
-func decodeRotations(b []byte) (rotations, error) {
-	if b == nil {
-		return rotations{0, 1}, nil
-	}
-	if len(b) != 9 || b[0] != 0x01 {
-		return rotations{}, fmt.Errorf("key store has no valid numbers of rotations: %w", kv.ErrIntegrity)
-	}
-	return rotations{binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:])}, nil
-}
-
-// jobRecord is a job in the key store: JSON with these members in this order and nothing else. Example:
-//
-//	{"format":"pdvault/job/v1","id":"0198c5a0-4b1e-7d3a-8f00-0123456789ab","scope":"kek","by":"schedule",
-//	 "state":"running","phase":"rewrap","done":4000,"total":10012,"started":1790000000000,
-//	 "updated":1790000004000,"target":3,"recorded":-1,"cursor":"Yi8wMTIzNDU2Nzg5YWJjZGVm"}
-//
-// Times are Unix milliseconds. The cursor is the last row that an epoch has seen to, and is only ever ahead of a
-// row that is verified later.
-type jobRecord struct {
-	Format   string    `json:"format"`
-	ID       uuid.UUID `json:"id"`
-	Scope    string    `json:"scope"`
-	Subject  uuid.UUID `json:"subject,omitzero"`
-	By       string    `json:"by"`
-	State    string    `json:"state"`
-	Phase    string    `json:"phase,omitzero"`
-	Done     int64     `json:"done,omitzero"`
-	Total    int64     `json:"total,omitzero"`
-	Started  int64     `json:"started"`
-	Updated  int64     `json:"updated"`
-	Finished int64     `json:"finished,omitzero"`
-	Target   uint64    `json:"target,omitzero"`
-	Failure  string    `json:"failure,omitzero"`
-	Recorded int64     `json:"recorded"`
-	Cursor   []byte    `json:"cursor,omitzero"` // base64
-}
-
-func (r *jobRecord) encode() ([]byte, error) {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("encoding a job: %w", keys.ErrInvalid)
-	}
-	return b, nil
-}
-
-// decodeJob parses what encode gives, and nothing else.
-func decodeJob(b []byte) (jobRecord, error) {
-	damaged := fmt.Errorf("job does not parse: %w", kv.ErrIntegrity)
-	var r jobRecord
-	if err := json.Unmarshal(b, &r, json.RejectUnknownMembers(true)); err != nil || r.Format != jobFormat || r.ID == uuid.Nil {
-		return jobRecord{}, damaged
-	}
-	if !slices.Contains(scopes, r.Scope) || (r.Scope == ScopeSubject) != (r.Subject != uuid.Nil) || r.Recorded < -1 {
-		return jobRecord{}, damaged
-	}
-	switch r.State {
-	case JobRunning, JobDone, JobFailed:
-	default:
-		return jobRecord{}, damaged
-	}
-	if again, err := r.encode(); err != nil || !bytes.Equal(again, b) {
-		return jobRecord{}, damaged
-	}
-	return r, nil
-}
-
-func (r *jobRecord) job() Job {
-	at := func(ms int64) time.Time {
-		if ms == 0 {
-			return time.Time{}
-		}
-		return time.UnixMilli(ms).UTC()
-	}
-	return Job{ID: r.ID, Scope: r.Scope, Subject: r.Subject, By: r.By, State: r.State, Phase: r.Phase, Done: r.Done, Total: r.Total,
-		Started: at(r.Started), Updated: at(r.Updated), Finished: at(r.Finished), Target: r.Target, Failure: r.Failure, Recorded: r.Recorded}
-}
-
-// end ends the job, well when failure is empty.
-func (r *jobRecord) end(now time.Time, failure string) {
-	r.Finished, r.Cursor = now.UnixMilli(), nil
-	if failure != "" {
-		r.State, r.Failure = JobFailed, failure
-		return
-	}
-	r.State, r.Phase = JobDone, phaseDone
-	r.Total = max(r.Total, r.Done)
-	r.Done = r.Total
-}
-
-var scopes = []string{ScopeKEK, ScopeSubject, ScopeAllSubjects, ScopeIndex, ScopeToken, ScopeLedger, ScopeWitness}
+// Scopes lists the scopes of rotations.
+var Scopes = []string{ScopeKEK, ScopeSubject, ScopeAllSubjects, ScopeIndex, ScopeToken, ScopeLedger, ScopeWitness}
 
 // atOnce tells the scopes that take no time, so that they neither wait for others nor hold them up.
 func atOnce(scope string) bool { return scope == ScopeToken || scope == ScopeWitness }
@@ -221,7 +107,8 @@ func failureCode(err error) string {
 }
 
 // StartJob begins a rotation, asked for by by. It is durable when StartJob returns; one of scope token or witness
-// is done by then. It fails with keys.ErrJobRunning while another one runs, with keys.ErrInvalid when the scope is
+// is done by then. It fails with keys.ErrJobRunning while another one runs (one that its driver has not reported on for
+// a day ends as failed instead) or the evidence of too many is unrecorded, with keys.ErrInvalid when the scope is
 // unknown or subject is set for another scope than ScopeSubject, with keys.ErrNoKey or keys.ErrDestroyed when the
 // subject has no key, and for ScopeKEK with keys.ErrForbidden when Config.Epochs is not set, and as Ready does
 // when the KEK does not unwrap what is stored.
@@ -229,7 +116,7 @@ func (k *Keyring) StartJob(ctx context.Context, scope string, subject uuid.UUID,
 	if _, err := k.current(); err != nil {
 		return Job{}, err
 	}
-	if !slices.Contains(scopes, scope) || (scope == ScopeSubject) != (subject != uuid.Nil) || by == "" || len(by) > maxBy {
+	if !slices.Contains(Scopes, scope) || (scope == ScopeSubject) != (subject != uuid.Nil) || by == "" || len(by) > maxBy {
 		return Job{}, fmt.Errorf("scope, subject or author of a rotation: %w", keys.ErrInvalid)
 	}
 	id, err := uuid.NewV7()
@@ -314,89 +201,6 @@ func (k *Keyring) begun(ctx context.Context, rec jobRecord, version uint64, fail
 	return j.job(), nil
 }
 
-// insertJob puts a new job into the key store, with the number of its rotation, if no other runs.
-func (k *Keyring) insertJob(ctx context.Context, rec jobRecord) (jobRecord, error) {
-	var refused error
-	var out jobRecord
-	var rotation uint32
-	err := k.writes.do(ctx, &change{items: 2, bytes: 1 << 10, reserve: true,
-		apply: func(w kv.Writer, _ uint64) (bool, error) {
-			refused, out = nil, rec
-			have, err := readJobs(w)
-			if err != nil {
-				return false, err
-			}
-			for _, r := range have {
-				if r.State == JobRunning && !atOnce(r.Scope) && !atOnce(rec.Scope) {
-					refused = fmt.Errorf("scope %s: %w", r.Scope, keys.ErrJobRunning)
-					return false, nil
-				}
-			}
-			values, err := w.Get(keyRotations)
-			if err != nil {
-				return false, err
-			}
-			numbers, err := decodeRotations(values[0])
-			if err != nil {
-				return false, err
-			}
-			switch rec.Scope {
-			case ScopeSubject, ScopeAllSubjects:
-				numbers.subjects++
-				out.Target, rotation = uint64(numbers.subjects), numbers.subjects
-				w.Set(keyRotations, numbers.encode())
-			case ScopeLedger:
-				numbers.ledger++
-				out.Target = uint64(numbers.ledger)
-				w.Set(keyRotations, numbers.encode())
-			}
-			for i := 0; i < len(have) && len(have)-i >= maxJobs; i++ {
-				if have[i].State != JobRunning {
-					w.Delete(keyJob(have[i].ID))
-				}
-			}
-			b, err := out.encode()
-			if err != nil {
-				refused = err
-				return false, nil
-			}
-			w.Set(keyJob(out.ID), b)
-			return false, nil
-		}})
-	if err != nil {
-		return jobRecord{}, err
-	}
-	if refused != nil {
-		return jobRecord{}, refused
-	}
-	raise32(&k.rotation, rotation)
-	k.cfg.Logger.Info("rotation begun", "scope", out.Scope, "job", out.ID, "by", out.By, "target", out.Target)
-	return out, nil
-}
-
-// readJobs reads all jobs, the oldest first: ids of version 7 ascend with time.
-func readJobs(r kv.Reader) ([]jobRecord, error) {
-	var jobs []jobRecord
-	var after []byte
-	for {
-		pairs, err := r.Scan(prefixJob, after, maxJobs)
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range pairs {
-			rec, err := decodeJob(p.Value)
-			if err != nil {
-				return nil, err
-			}
-			jobs = append(jobs, rec)
-		}
-		if len(pairs) < maxJobs {
-			return jobs, nil
-		}
-		after = pairs[len(pairs)-1].Key
-	}
-}
-
 // Jobs lists rotations, the newest first; of those that have ended, the last 100.
 func (k *Keyring) Jobs(ctx context.Context) ([]Job, error) {
 	if _, err := k.current(); err != nil {
@@ -416,73 +220,6 @@ func (k *Keyring) Jobs(ctx context.Context) ([]Job, error) {
 	return jobs, nil
 }
 
-func (k *Keyring) jobRecords(ctx context.Context) (records []jobRecord, err error) {
-	var numbers rotations
-	err = k.store.View(ctx, func(r kv.Reader) error {
-		values, err := r.Get(keyRotations)
-		if err != nil {
-			return err
-		}
-		if numbers, err = decodeRotations(values[0]); err != nil {
-			return err
-		}
-		records, err = readJobs(r)
-		return err
-	})
-	if err != nil {
-		return nil, storeError("reading", err)
-	}
-	raise32(&k.rotation, numbers.subjects) // another node may have begun it
-	return records, nil
-}
-
-// editJob changes a job in the key store. edit may run more than once; its first error refuses the change, its
-// second is one of the writer. It returns the job as it is then.
-func (k *Keyring) editJob(ctx context.Context, id uuid.UUID, edit func(kv.Writer, *jobRecord) (refused, err error)) (jobRecord, error) {
-	var refused error
-	var out jobRecord
-	err := k.writes.do(ctx, &change{items: 2, bytes: 1 << 10, reserve: true,
-		apply: func(w kv.Writer, _ uint64) (bool, error) {
-			refused = nil
-			values, err := w.Get(keyJob(id))
-			if err != nil {
-				return false, err
-			}
-			if values[0] == nil {
-				refused = keys.ErrNoJob
-				return false, nil
-			}
-			if out, err = decodeJob(values[0]); err != nil {
-				return false, err
-			}
-			out.Updated = k.cfg.Now().UnixMilli()
-			if refused, err = edit(w, &out); err != nil || refused != nil {
-				return false, err
-			}
-			b, err := out.encode()
-			if err != nil {
-				refused = err
-				return false, nil
-			}
-			w.Set(keyJob(id), b)
-			if out.Scope == ScopeKEK && out.State == JobDone {
-				w.Set(keyLastEpoch, binary.BigEndian.AppendUint64(nil, uint64(out.Finished)))
-			}
-			return false, nil
-		}})
-	if err != nil {
-		return jobRecord{}, err
-	}
-	if refused != nil {
-		return jobRecord{}, refused
-	}
-	if out.State != JobRunning && out.Recorded < 0 {
-		k.inventories.jobs.Add(1)
-		k.cfg.Logger.Info("rotation ended", "scope", out.Scope, "job", out.ID, "state", out.State, "failure", out.Failure, "total", out.Total)
-	}
-	return out, nil
-}
-
 // AdvanceJob takes the report of a job's driver. While the job runs, the keyring accepts reports on the scopes that
 // it does not carry out itself. With Finish it verifies first that nothing is left on an older key, which keys.ErrInvalid
 // denies, and for ScopeIndex drops the older index key. Once the job has ended, only Recorded is accepted, once. It
@@ -496,8 +233,12 @@ func (k *Keyring) AdvanceJob(ctx context.Context, id uuid.UUID, p Progress) (Job
 		return Job{}, fmt.Errorf("report on a rotation: %w", keys.ErrInvalid)
 	}
 	if p.Finish {
-		if err := k.finishable(ctx, id); err != nil {
+		total, err := k.finishable(ctx, id)
+		if err != nil {
 			return Job{}, err
+		}
+		if total > 0 { // which evidence will say, so it is not taken from the driver
+			p.Done, p.Total = total, total
 		}
 	}
 	rec, err := k.editJob(ctx, id, func(_ kv.Writer, r *jobRecord) (error, error) {
@@ -528,41 +269,43 @@ func (k *Keyring) AdvanceJob(ctx context.Context, id uuid.UUID, p Progress) (Job
 	return rec.job(), nil
 }
 
-// finishable verifies what a driver says is done, and does what is left for the keyring to do.
-func (k *Keyring) finishable(ctx context.Context, id uuid.UUID) error {
+// finishable verifies what a driver says is done, and does what is left for the keyring to do. It returns how many
+// things it has found to be on the target; 0: it cannot tell.
+func (k *Keyring) finishable(ctx context.Context, id uuid.UUID) (total int64, err error) {
 	records, err := k.jobRecords(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	i := slices.IndexFunc(records, func(r jobRecord) bool { return r.ID == id })
 	if i < 0 {
-		return keys.ErrNoJob
+		return 0, keys.ErrNoJob
 	}
 	r := &records[i]
 	if r.State != JobRunning || ours(r.Scope) || r.Phase == phaseBegin {
-		return nil // which AdvanceJob refuses
+		return 0, nil // which AdvanceJob refuses
 	}
 	switch r.Scope {
 	case ScopeSubject:
 		found, err := k.lookup(ctx, []uuid.UUID{r.Subject})
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if found[0].err != nil {
-			return nil // erased meanwhile
+			return 0, nil // erased meanwhile
 		}
-		return rotated(found[0].row, r.Target)
+		return 1, rotated(found[0].row, r.Target)
 	case ScopeAllSubjects:
 		if r.Phase == phaseOrphans {
 			if err := k.spare(ctx, uint32(r.Target)); err != nil {
-				return err
+				return 0, err
 			}
 		}
-		return k.scan(ctx, prefixBundle, nil, func(p kv.Pair) error { return rotated(p.Value, r.Target) })
+		err := k.scan(ctx, prefixBundle, nil, func(p kv.Pair) error { total++; return rotated(p.Value, r.Target) })
+		return total, err
 	case ScopeIndex:
-		return k.endIndex(ctx, uint32(r.Target))
+		return 0, k.endIndex(ctx, uint32(r.Target))
 	}
-	return nil
+	return 0, nil
 }
 
 // rotated refuses a bundle that is older than rotation target, or that still holds older keys.
@@ -576,9 +319,6 @@ func rotated(b []byte, target uint64) error {
 	}
 	return nil
 }
-
-// Rotation is the newest rotation of subjects' keys that was begun.
-func (k *Keyring) Rotation() uint32 { return k.currentRotation() }
 
 // currentRotation is the newest rotation of subjects' keys, which new bundles belong to.
 func (k *Keyring) currentRotation() uint32 { return k.rotation.Load() }

@@ -117,6 +117,9 @@ func TestTheLastHundredJobsAreKept(t *testing.T) {
 	var last keyring.Job
 	for range 120 {
 		last = r.mustStart(keyring.ScopeToken, uuid.Nil)
+		if _, err := r.advance(last.ID, keyring.Progress{Recorded: 7}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	jobs, err := r.Jobs(context.Background())
 	if err != nil {
@@ -126,6 +129,61 @@ func TestTheLastHundredJobsAreKept(t *testing.T) {
 		t.Errorf("%d jobs, the first %v, the last %v", len(jobs), jobs[0].ID, jobs[len(jobs)-1].ID)
 	}
 	r.wantAdvanceErr(uuid.New(), keyring.Progress{Recorded: -1}, keys.ErrNoJob)
+}
+
+// However many come after it, a job stays until its evidence is in the ledger: while that is away, rotations wait
+// rather than go unrecorded, but for epochs.
+func TestNoJobIsForgottenBeforeItIsRecorded(t *testing.T) {
+	ctx := context.Background()
+	r := newEpochRing(t, nil)
+	r.mustCreate("value")
+	epoch := r.done()
+	var err error
+	started := 0
+	for ; err == nil && started < 150; started++ {
+		_, err = r.StartJob(ctx, keyring.ScopeToken, uuid.Nil, "x")
+	}
+	wantErr(t, err, keys.ErrJobRunning)
+	r.done()
+	jobs, err := r.Jobs(ctx)
+	if err != nil || len(jobs) != 101 || jobs[100].ID != epoch.ID {
+		t.Fatalf("%d jobs, %v", len(jobs), err)
+	}
+	for _, j := range jobs {
+		if _, err := r.advance(j.ID, keyring.Progress{Recorded: 7}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.mustStart(keyring.ScopeToken, uuid.Nil)
+}
+
+// A job whose driver is gone, or says nothing for a day, holds up neither an epoch nor other rotations any longer.
+func TestAnAbandonedJobGivesWay(t *testing.T) {
+	ctx := context.Background()
+	r := newEpochRing(t, nil)
+	s, _ := r.mustCreate("value")
+	j := r.mustStart(keyring.ScopeAllSubjects, uuid.Nil)
+	r.clock.add(23 * time.Hour)
+	if _, err := r.advance(j.ID, keyring.Progress{Done: 1, Total: 2, Recorded: -1}); err != nil {
+		t.Fatal(err)
+	}
+	r.clock.add(23 * time.Hour)
+	_, err := r.StartJob(ctx, keyring.ScopeKEK, uuid.Nil, "x")
+	wantErr(t, err, keys.ErrJobRunning)
+	r.clock.add(time.Hour)
+	if at := r.mustStart(keyring.ScopeToken, uuid.Nil); at.State != keyring.JobDone {
+		t.Errorf("got %+v", at) // which it has never held up, so it does not end it
+	}
+	if jobs, err := r.Jobs(ctx); err != nil || jobs[1].State != keyring.JobRunning {
+		t.Errorf("jobs are %+v, %v", jobs, err)
+	}
+	r.done()
+	jobs, err := r.Jobs(ctx)
+	if err != nil || jobs[2].ID != j.ID || jobs[2].State != keyring.JobFailed || jobs[2].Failure != "abandoned" {
+		t.Errorf("jobs are %+v, %v", jobs, err)
+	}
+	r.wantAdvanceErr(j.ID, keyring.Progress{Finish: true, Recorded: -1}, keys.ErrInvalid)
+	r.mustStart(keyring.ScopeSubject, s)
 }
 
 func TestAdvanceJob(t *testing.T) {
@@ -188,7 +246,7 @@ func TestRotationOfSubjectsEndsWhenNothingIsLeft(t *testing.T) {
 		if rotation, n, err := keyring.RowOf(r.rawGet(keyring.KeyBundle(fresh))); rotation != 1 || n != 1 || err != nil {
 			t.Errorf("%s: a new bundle is of rotation %d, %d keys, %v", scope, rotation, n, err)
 		}
-		finish := keyring.Progress{Finish: true, Recorded: -1}
+		finish := keyring.Progress{Done: 99, Total: 99, Finish: true, Recorded: -1}
 		r.wantAdvanceErr(j.ID, finish, keys.ErrInvalid)
 		var subjects []keyring.ResealSubject
 		for _, id := range asked {
@@ -201,7 +259,11 @@ func TestRotationOfSubjectsEndsWhenNothingIsLeft(t *testing.T) {
 		if _, err := r.Retire(ctx, uint32(j.Target), asked); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := r.advance(j.ID, finish); err != nil || got.State != keyring.JobDone {
+		found := int64(1)
+		if scope == keyring.ScopeAllSubjects {
+			found = 3 // whatever its driver says
+		}
+		if got, err := r.advance(j.ID, finish); err != nil || got.State != keyring.JobDone || got.Total != found || got.Done != found {
 			t.Errorf("%s: finishing gave %+v, %v", scope, got, err)
 		}
 		r.restart()

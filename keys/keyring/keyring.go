@@ -68,9 +68,8 @@ type Config struct {
 	EpochInterval time.Duration
 	// EpochPause is how many times as long as a batch took an epoch rests after it while others ask for keys; 0 means 4,
 	// so that they keep four fifths of the time.
-	EpochPause   int
-	EpochBatch   int           // rows that an epoch takes at a time; 0 means 1,000, which is the most
-	InventoryAge time.Duration // how old a count of Inventory may be; 0 means 15 s
+	EpochPause int
+	EpochBatch int // rows that an epoch takes at a time; 0 means 1,000, which is the most
 	// WitnessOverlap is how long a witness key goes on signing when a newer one has taken its place; 0 means 14 days.
 	WitnessOverlap time.Duration
 	Now            func() time.Time // nil means time.Now
@@ -92,8 +91,16 @@ type Observer struct {
 }
 
 func (cfg Config) verified() (Config, error) {
-	if cfg.KEK == nil || cfg.Store == nil {
-		return cfg, fmt.Errorf("keyring: config without KEK or store: %w", keys.ErrInvalid)
+	if cfg.Store == nil {
+		return cfg, fmt.Errorf("keyring: config without store: %w", keys.ErrInvalid)
+	}
+	return cfg.withoutStore()
+}
+
+// withoutStore is verified for who has no store yet.
+func (cfg Config) withoutStore() (Config, error) {
+	if cfg.KEK == nil {
+		return cfg, fmt.Errorf("keyring: config without KEK: %w", keys.ErrInvalid)
 	}
 	if err := checkName("instance", cfg.Instance); err != nil {
 		return cfg, err
@@ -122,12 +129,9 @@ func (cfg Config) verified() (Config, error) {
 	if cfg.EpochBatch == 0 {
 		cfg.EpochBatch = scanPage
 	}
-	if cfg.InventoryAge == 0 {
-		cfg.InventoryAge = defaultInventoryAge
-	}
-	if cfg.EpochInterval < 0 || cfg.EpochInterval > maxEpochInterval || cfg.EpochPause < 0 || cfg.InventoryAge < 0 ||
+	if cfg.EpochInterval < 0 || cfg.EpochInterval > maxEpochInterval || cfg.EpochPause < 0 ||
 		cfg.EpochBatch < 0 || cfg.EpochBatch > scanPage {
-		return cfg, fmt.Errorf("keyring: interval, pause or batch of epochs, or age of the inventory: %w", keys.ErrInvalid)
+		return cfg, fmt.Errorf("keyring: interval, pause or batch of epochs: %w", keys.ErrInvalid)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -142,6 +146,7 @@ func (cfg Config) verified() (Config, error) {
 type Keyring struct {
 	cfg        Config
 	store      kv.Store
+	restoring  bool          // opened by a restore that is under way
 	generation atomic.Uint64 // newest seen in the key store
 	cache      *cache
 	wraps      *batcher
@@ -149,8 +154,6 @@ type Keyring struct {
 	writes     *committer
 	rotation   atomic.Uint32 // newest rotation of subjects' keys that is known
 	epochs     *epochs       // nil without Config.Epochs
-
-	inventories inventories
 
 	stop   context.CancelFunc // ends the sweeper and epochs
 	swept  chan struct{}      // closed when it has ended
@@ -214,7 +217,12 @@ func Open(ctx context.Context, cfg Config) (*Keyring, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Keyring{cfg: cfg, store: cfg.Store, swept: make(chan struct{}), changing: make(chan struct{}, 1)}
+	return open(ctx, cfg, false)
+}
+
+// open is Open with a verified cfg; restoring says that the store is one that a restore has not finished.
+func open(ctx context.Context, cfg Config, restoring bool) (_ *Keyring, err error) {
+	k := &Keyring{cfg: cfg, store: cfg.Store, restoring: restoring, swept: make(chan struct{}), changing: make(chan struct{}, 1)}
 	if k.cache, err = newCache(cfg.CacheSize, cfg.CacheTTL, cfg.Now); err != nil {
 		return nil, fmt.Errorf("opening a keyring: %w", err)
 	}
@@ -235,7 +243,6 @@ func Open(ctx context.Context, cfg Config) (*Keyring, error) {
 	k.unwraps = newBatcher("unwrap", cfg.KEK.Unwrap)
 	k.unwraps.finish = k.unwrapped
 	k.writes = &committer{store: cfg.Store, observe: cfg.Observe.Commit, now: cfg.Now, seen: &k.generation}
-	k.inventories.turn = make(chan struct{}, 1)
 	if err := errors.Join(k.canary(ctx), k.endInterrupted(ctx)); err != nil {
 		k.wraps.close()
 		k.unwraps.close()

@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 
@@ -115,7 +116,7 @@ func (k *Keyring) fill(ctx context.Context, ids []uuid.UUID, found []unlocked) e
 	if len(missing) == 0 {
 		return nil
 	}
-	got, err := k.bundles(ctx, asked)
+	got, err := k.bundlesInPassing(ctx, asked)
 	if err != nil {
 		return err
 	}
@@ -312,6 +313,7 @@ type reworked struct {
 	row    row
 	plan   plan
 	bundle *bundle
+	sum    [sha256.Size]byte // of the bundle as the KEK wraps it
 }
 
 // reworkPart does one round for subjects[which...] and returns those of which whose rows changed meanwhile.
@@ -366,21 +368,42 @@ func (k *Keyring) reworkPart(ctx context.Context, subjects []uuid.UUID, which []
 			continue
 		}
 		w.bundle.rotation = w.plan.rotation
+		w.sum = sha256.Sum256(s)
 		edited, owners, serialised = append(edited, w), append(owners, subjects[w.index]), append(serialised, s)
 	}
 	wrapped, err := k.wrapBundles(ctx, owners, serialised)
 	if err != nil {
 		return nil, err
 	}
-	ready := edited[:0]
-	var changes []rowChange
+	proving := edited[:0]
+	items = items[:0]
 	for n, w := range edited {
 		if err := wrapped[n].Err; err != nil {
 			out[w.index].err = err
 			continue
 		}
+		w.row.wrapped = wrapped[n].Data
+		proving = append(proving, w)
+		items = append(items, KEKItem{bundleContext(k.cfg.Instance, subjects[w.index]), w.row.wrapped})
+	}
+	if len(proving) == 0 {
+		return nil, nil
+	}
+	// What is about to be replaced is the only copy there is, so the KEK shows first that it gives the new one back.
+	if results, err = k.unwraps.direct(ctx, items); err != nil {
+		return nil, err
+	}
+	ready := proving[:0]
+	var changes []rowChange
+	for n, w := range proving {
+		proven := results[n].Err == nil && sha256.Sum256(results[n].Data) == w.sum
+		results[n].Data.Wipe()
+		if !proven {
+			out[w.index].err = errUnproven
+			continue
+		}
 		ready = append(ready, w)
-		changes = append(changes, rowChange{subject: subjects[w.index], was: w.was, wrapped: wrapped[n].Data,
+		changes = append(changes, rowChange{subject: subjects[w.index], was: w.was, wrapped: w.row.wrapped,
 			rotation: w.plan.rotation, keys: w.bundle.keys, spare: w.plan.spare})
 	}
 	for n, o := range k.commitRows(ctx, changes) {

@@ -1019,7 +1019,8 @@ func TestFaultsOfRotation(t *testing.T) {
 	}
 }
 
-// A rotation of everybody does not drive those who are asked for out of the cache.
+// A rotation of everybody does not drive those who are asked for out of the cache, nor does its repetition, for which
+// the bundles are needed as they are, nor one of the index.
 func TestRotationSparesTheCache(t *testing.T) {
 	r := newRing(t, func(c *keyring.Config) { c.CacheSize = 4 })
 	var others []uuid.UUID
@@ -1036,6 +1037,15 @@ func TestRotationSparesTheCache(t *testing.T) {
 	for _, s := range append(append([]uuid.UUID(nil), hot...), others...) {
 		if _, err := r.reseal(1, s); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for _, s := range others {
+		if _, err := r.reseal(1, s); err != nil {
+			t.Fatal(err)
+		}
+		out, err := r.Reindex(context.Background(), []keyring.ReindexSubject{{Subject: s}})
+		if err != nil || out[0].Err != nil {
+			t.Fatal(err, out)
 		}
 	}
 	unwraps := r.kek.unwraps.Load()

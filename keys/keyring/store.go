@@ -84,6 +84,16 @@ const maxRounds = 8
 // they were unwrapped from, through the KEK where it does not. When the KEK was asked, the key store is
 // read once more for all of them, since an erasure may have been acknowledged meanwhile.
 func (k *Keyring) bundles(ctx context.Context, subjects []uuid.UUID) ([]unlocked, error) {
+	return k.gather(ctx, subjects, false)
+}
+
+// bundlesInPassing is bundles for who goes through everybody: what was not in the cache does not go there, where it
+// would drive out those who are asked for.
+func (k *Keyring) bundlesInPassing(ctx context.Context, subjects []uuid.UUID) ([]unlocked, error) {
+	return k.gather(ctx, subjects, true)
+}
+
+func (k *Keyring) gather(ctx context.Context, subjects []uuid.UUID, passing bool) ([]unlocked, error) {
 	out := make([]unlocked, len(subjects))
 	live := make([]int, len(subjects)) // indices that may still get a bundle
 	for i := range live {
@@ -125,8 +135,9 @@ func (k *Keyring) bundles(ctx context.Context, subjects []uuid.UUID) ([]unlocked
 				}
 				missing = append(missing, i)
 				jobs = append(jobs, &job{
-					key:  jobKey{subjects[i], string(row)},
-					item: KEKItem{bundleContext(k.cfg.Instance, subjects[i]), r.wrapped},
+					key:     jobKey{subjects[i], string(row)},
+					item:    KEKItem{bundleContext(k.cfg.Instance, subjects[i]), r.wrapped},
+					passing: passing,
 				})
 			} else if held != nil {
 				held[subjects[i]] = cached{row: row, bundle: b}
@@ -171,7 +182,8 @@ func (k *Keyring) bundles(ctx context.Context, subjects []uuid.UUID) ([]unlocked
 	return out, nil
 }
 
-// unwrapped finishes a job of the unwrap batcher: it makes the bundle ready and puts it in the cache.
+// unwrapped finishes a job of the unwrap batcher: it makes the bundle ready and, unless it is wanted in passing, puts
+// it in the cache.
 func (k *Keyring) unwrapped(j *job) {
 	if j.result.Err != nil {
 		return
@@ -192,7 +204,9 @@ func (k *Keyring) unwrapped(j *job) {
 	}
 	b.rotation = r.rotation
 	j.bundle = b
-	k.cache.put(j.key.subject, []byte(j.key.row), b)
+	if !j.passing {
+		k.cache.put(j.key.subject, []byte(j.key.row), b)
+	}
 }
 
 // checkRow decodes a row and refuses one of another KEK or from the future.

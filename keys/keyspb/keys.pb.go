@@ -160,7 +160,7 @@ func (x ResealItem_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ResealItem_Kind.Descriptor instead.
 func (ResealItem_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{36, 0}
+	return file_keys_proto_rawDescGZIP(), []int{37, 0}
 }
 
 type StatusRequest struct {
@@ -214,6 +214,7 @@ type StatusResponse struct {
 	WitnessKeys   []string               `protobuf:"bytes,11,rep,name=witness_keys,json=witnessKeys,proto3" json:"witness_keys,omitempty"`                   // all that cosign now, the newest, witness_key, first
 	LedgerKeys    []string               `protobuf:"bytes,12,rep,name=ledger_keys,json=ledgerKeys,proto3" json:"ledger_keys,omitempty"`                      // all that are bound, the newest, ledger_key, first
 	NextEpoch     int64                  `protobuf:"varint,13,opt,name=next_epoch,json=nextEpoch,proto3" json:"next_epoch,omitempty"`                        // Unix ms by which the next epoch is due; 0: none is planned
+	Rewinds       []*Rewind              `protobuf:"bytes,14,rep,name=rewinds,proto3" json:"rewinds,omitempty"`                                              // the oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -339,6 +340,82 @@ func (x *StatusResponse) GetNextEpoch() int64 {
 	return 0
 }
 
+func (x *StatusResponse) GetRewinds() []*Rewind {
+	if x != nil {
+		return x.Rewinds
+	}
+	return nil
+}
+
+// Rewind is what the witness was made to forget when the ledger was restored from a backup.
+type Rewind struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LostSize      int64                  `protobuf:"varint,1,opt,name=lost_size,json=lostSize,proto3" json:"lost_size,omitempty"` // that had been witnessed
+	LostRoot      []byte                 `protobuf:"bytes,2,opt,name=lost_root,json=lostRoot,proto3" json:"lost_root,omitempty"`
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"` // of the checkpoint that took its place
+	At            int64                  `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`     // Unix ms
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewind) Reset() {
+	*x = Rewind{}
+	mi := &file_keys_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewind) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewind) ProtoMessage() {}
+
+func (x *Rewind) ProtoReflect() protoreflect.Message {
+	mi := &file_keys_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewind.ProtoReflect.Descriptor instead.
+func (*Rewind) Descriptor() ([]byte, []int) {
+	return file_keys_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Rewind) GetLostSize() int64 {
+	if x != nil {
+		return x.LostSize
+	}
+	return 0
+}
+
+func (x *Rewind) GetLostRoot() []byte {
+	if x != nil {
+		return x.LostRoot
+	}
+	return nil
+}
+
+func (x *Rewind) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Rewind) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 type BindRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Origin        string                 `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
@@ -349,7 +426,7 @@ type BindRequest struct {
 
 func (x *BindRequest) Reset() {
 	*x = BindRequest{}
-	mi := &file_keys_proto_msgTypes[2]
+	mi := &file_keys_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -361,7 +438,7 @@ func (x *BindRequest) String() string {
 func (*BindRequest) ProtoMessage() {}
 
 func (x *BindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[2]
+	mi := &file_keys_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -374,7 +451,7 @@ func (x *BindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindRequest.ProtoReflect.Descriptor instead.
 func (*BindRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{2}
+	return file_keys_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BindRequest) GetOrigin() string {
@@ -399,7 +476,7 @@ type BindResponse struct {
 
 func (x *BindResponse) Reset() {
 	*x = BindResponse{}
-	mi := &file_keys_proto_msgTypes[3]
+	mi := &file_keys_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +488,7 @@ func (x *BindResponse) String() string {
 func (*BindResponse) ProtoMessage() {}
 
 func (x *BindResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[3]
+	mi := &file_keys_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +501,7 @@ func (x *BindResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindResponse.ProtoReflect.Descriptor instead.
 func (*BindResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{3}
+	return file_keys_proto_rawDescGZIP(), []int{4}
 }
 
 type ProtectRequest struct {
@@ -437,7 +514,7 @@ type ProtectRequest struct {
 
 func (x *ProtectRequest) Reset() {
 	*x = ProtectRequest{}
-	mi := &file_keys_proto_msgTypes[4]
+	mi := &file_keys_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +526,7 @@ func (x *ProtectRequest) String() string {
 func (*ProtectRequest) ProtoMessage() {}
 
 func (x *ProtectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[4]
+	mi := &file_keys_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +539,7 @@ func (x *ProtectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectRequest.ProtoReflect.Descriptor instead.
 func (*ProtectRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{4}
+	return file_keys_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ProtectRequest) GetLabel() string {
@@ -488,7 +565,7 @@ type ProtectResponse struct {
 
 func (x *ProtectResponse) Reset() {
 	*x = ProtectResponse{}
-	mi := &file_keys_proto_msgTypes[5]
+	mi := &file_keys_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +577,7 @@ func (x *ProtectResponse) String() string {
 func (*ProtectResponse) ProtoMessage() {}
 
 func (x *ProtectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[5]
+	mi := &file_keys_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +590,7 @@ func (x *ProtectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectResponse.ProtoReflect.Descriptor instead.
 func (*ProtectResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{5}
+	return file_keys_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProtectResponse) GetData() []byte {
@@ -532,7 +609,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_keys_proto_msgTypes[6]
+	mi := &file_keys_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +621,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[6]
+	mi := &file_keys_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +634,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{6}
+	return file_keys_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SealRequest) GetSubjects() []*SealSubject {
@@ -578,7 +655,7 @@ type SealSubject struct {
 
 func (x *SealSubject) Reset() {
 	*x = SealSubject{}
-	mi := &file_keys_proto_msgTypes[7]
+	mi := &file_keys_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +667,7 @@ func (x *SealSubject) String() string {
 func (*SealSubject) ProtoMessage() {}
 
 func (x *SealSubject) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[7]
+	mi := &file_keys_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +680,7 @@ func (x *SealSubject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealSubject.ProtoReflect.Descriptor instead.
 func (*SealSubject) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{7}
+	return file_keys_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SealSubject) GetSubject() []byte {
@@ -642,7 +719,7 @@ type SealField struct {
 
 func (x *SealField) Reset() {
 	*x = SealField{}
-	mi := &file_keys_proto_msgTypes[8]
+	mi := &file_keys_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +731,7 @@ func (x *SealField) String() string {
 func (*SealField) ProtoMessage() {}
 
 func (x *SealField) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[8]
+	mi := &file_keys_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +744,7 @@ func (x *SealField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealField.ProtoReflect.Descriptor instead.
 func (*SealField) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{8}
+	return file_keys_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SealField) GetCollection() string {
@@ -732,7 +809,7 @@ type IndexValue struct {
 
 func (x *IndexValue) Reset() {
 	*x = IndexValue{}
-	mi := &file_keys_proto_msgTypes[9]
+	mi := &file_keys_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +821,7 @@ func (x *IndexValue) String() string {
 func (*IndexValue) ProtoMessage() {}
 
 func (x *IndexValue) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[9]
+	mi := &file_keys_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +834,7 @@ func (x *IndexValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexValue.ProtoReflect.Descriptor instead.
 func (*IndexValue) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{9}
+	return file_keys_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *IndexValue) GetCollection() string {
@@ -805,7 +882,7 @@ type IndexToken struct {
 
 func (x *IndexToken) Reset() {
 	*x = IndexToken{}
-	mi := &file_keys_proto_msgTypes[10]
+	mi := &file_keys_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +894,7 @@ func (x *IndexToken) String() string {
 func (*IndexToken) ProtoMessage() {}
 
 func (x *IndexToken) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[10]
+	mi := &file_keys_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +907,7 @@ func (x *IndexToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexToken.ProtoReflect.Descriptor instead.
 func (*IndexToken) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{10}
+	return file_keys_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *IndexToken) GetKey() uint32 {
@@ -858,7 +935,7 @@ type IndexedValue struct {
 
 func (x *IndexedValue) Reset() {
 	*x = IndexedValue{}
-	mi := &file_keys_proto_msgTypes[11]
+	mi := &file_keys_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +947,7 @@ func (x *IndexedValue) String() string {
 func (*IndexedValue) ProtoMessage() {}
 
 func (x *IndexedValue) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[11]
+	mi := &file_keys_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +960,7 @@ func (x *IndexedValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexedValue.ProtoReflect.Descriptor instead.
 func (*IndexedValue) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{11}
+	return file_keys_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IndexedValue) GetSealed() []byte {
@@ -910,7 +987,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_keys_proto_msgTypes[12]
+	mi := &file_keys_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +999,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[12]
+	mi := &file_keys_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1012,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{12}
+	return file_keys_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SealResponse) GetSubjects() []*SealedSubject {
@@ -963,7 +1040,7 @@ type SealedSubject struct {
 
 func (x *SealedSubject) Reset() {
 	*x = SealedSubject{}
-	mi := &file_keys_proto_msgTypes[13]
+	mi := &file_keys_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1052,7 @@ func (x *SealedSubject) String() string {
 func (*SealedSubject) ProtoMessage() {}
 
 func (x *SealedSubject) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[13]
+	mi := &file_keys_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1065,7 @@ func (x *SealedSubject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedSubject.ProtoReflect.Descriptor instead.
 func (*SealedSubject) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{13}
+	return file_keys_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SealedSubject) GetCode() Code {
@@ -1022,7 +1099,7 @@ type SealedField struct {
 
 func (x *SealedField) Reset() {
 	*x = SealedField{}
-	mi := &file_keys_proto_msgTypes[14]
+	mi := &file_keys_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1111,7 @@ func (x *SealedField) String() string {
 func (*SealedField) ProtoMessage() {}
 
 func (x *SealedField) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[14]
+	mi := &file_keys_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1124,7 @@ func (x *SealedField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedField.ProtoReflect.Descriptor instead.
 func (*SealedField) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{14}
+	return file_keys_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SealedField) GetCiphertext() []byte {
@@ -1073,7 +1150,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_keys_proto_msgTypes[15]
+	mi := &file_keys_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1162,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[15]
+	mi := &file_keys_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1175,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{15}
+	return file_keys_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PrepareRequest) GetItems() []*PrepareItem {
@@ -1118,7 +1195,7 @@ type PrepareItem struct {
 
 func (x *PrepareItem) Reset() {
 	*x = PrepareItem{}
-	mi := &file_keys_proto_msgTypes[16]
+	mi := &file_keys_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1207,7 @@ func (x *PrepareItem) String() string {
 func (*PrepareItem) ProtoMessage() {}
 
 func (x *PrepareItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[16]
+	mi := &file_keys_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1220,7 @@ func (x *PrepareItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareItem.ProtoReflect.Descriptor instead.
 func (*PrepareItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{16}
+	return file_keys_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PrepareItem) GetSubject() []byte {
@@ -1170,7 +1247,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_keys_proto_msgTypes[17]
+	mi := &file_keys_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1259,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[17]
+	mi := &file_keys_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1272,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{17}
+	return file_keys_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PrepareResponse) GetItems() []*PreparedItem {
@@ -1223,7 +1300,7 @@ type PreparedItem struct {
 
 func (x *PreparedItem) Reset() {
 	*x = PreparedItem{}
-	mi := &file_keys_proto_msgTypes[18]
+	mi := &file_keys_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1312,7 @@ func (x *PreparedItem) String() string {
 func (*PreparedItem) ProtoMessage() {}
 
 func (x *PreparedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[18]
+	mi := &file_keys_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1325,7 @@ func (x *PreparedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedItem.ProtoReflect.Descriptor instead.
 func (*PreparedItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{18}
+	return file_keys_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PreparedItem) GetCode() Code {
@@ -1281,7 +1358,7 @@ type IndexRequest struct {
 
 func (x *IndexRequest) Reset() {
 	*x = IndexRequest{}
-	mi := &file_keys_proto_msgTypes[19]
+	mi := &file_keys_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1370,7 @@ func (x *IndexRequest) String() string {
 func (*IndexRequest) ProtoMessage() {}
 
 func (x *IndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[19]
+	mi := &file_keys_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1383,7 @@ func (x *IndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexRequest.ProtoReflect.Descriptor instead.
 func (*IndexRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{19}
+	return file_keys_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IndexRequest) GetValues() []*IndexValue {
@@ -1326,7 +1403,7 @@ type IndexResponse struct {
 
 func (x *IndexResponse) Reset() {
 	*x = IndexResponse{}
-	mi := &file_keys_proto_msgTypes[20]
+	mi := &file_keys_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1415,7 @@ func (x *IndexResponse) String() string {
 func (*IndexResponse) ProtoMessage() {}
 
 func (x *IndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[20]
+	mi := &file_keys_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1428,7 @@ func (x *IndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexResponse.ProtoReflect.Descriptor instead.
 func (*IndexResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{20}
+	return file_keys_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IndexResponse) GetGeneration() uint64 {
@@ -1377,7 +1454,7 @@ type IndexTokens struct {
 
 func (x *IndexTokens) Reset() {
 	*x = IndexTokens{}
-	mi := &file_keys_proto_msgTypes[21]
+	mi := &file_keys_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1466,7 @@ func (x *IndexTokens) String() string {
 func (*IndexTokens) ProtoMessage() {}
 
 func (x *IndexTokens) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[21]
+	mi := &file_keys_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1479,7 @@ func (x *IndexTokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexTokens.ProtoReflect.Descriptor instead.
 func (*IndexTokens) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{21}
+	return file_keys_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *IndexTokens) GetTokens() []*IndexToken {
@@ -1424,7 +1501,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_keys_proto_msgTypes[22]
+	mi := &file_keys_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1513,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[22]
+	mi := &file_keys_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1526,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{22}
+	return file_keys_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OpenRequest) GetCheckpoint() []byte {
@@ -1495,7 +1572,7 @@ type OpenItem struct {
 
 func (x *OpenItem) Reset() {
 	*x = OpenItem{}
-	mi := &file_keys_proto_msgTypes[23]
+	mi := &file_keys_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1507,7 +1584,7 @@ func (x *OpenItem) String() string {
 func (*OpenItem) ProtoMessage() {}
 
 func (x *OpenItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[23]
+	mi := &file_keys_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1520,7 +1597,7 @@ func (x *OpenItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenItem.ProtoReflect.Descriptor instead.
 func (*OpenItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{23}
+	return file_keys_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *OpenItem) GetIndex() int64 {
@@ -1583,7 +1660,7 @@ type OpenField struct {
 
 func (x *OpenField) Reset() {
 	*x = OpenField{}
-	mi := &file_keys_proto_msgTypes[24]
+	mi := &file_keys_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1672,7 @@ func (x *OpenField) String() string {
 func (*OpenField) ProtoMessage() {}
 
 func (x *OpenField) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[24]
+	mi := &file_keys_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1685,7 @@ func (x *OpenField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenField.ProtoReflect.Descriptor instead.
 func (*OpenField) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{24}
+	return file_keys_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OpenField) GetField() string {
@@ -1647,7 +1724,7 @@ type OpenResponse struct {
 
 func (x *OpenResponse) Reset() {
 	*x = OpenResponse{}
-	mi := &file_keys_proto_msgTypes[25]
+	mi := &file_keys_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +1736,7 @@ func (x *OpenResponse) String() string {
 func (*OpenResponse) ProtoMessage() {}
 
 func (x *OpenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[25]
+	mi := &file_keys_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +1749,7 @@ func (x *OpenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenResponse.ProtoReflect.Descriptor instead.
 func (*OpenResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{25}
+	return file_keys_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OpenResponse) GetStale() bool {
@@ -1721,7 +1798,7 @@ type OpenedItem struct {
 
 func (x *OpenedItem) Reset() {
 	*x = OpenedItem{}
-	mi := &file_keys_proto_msgTypes[26]
+	mi := &file_keys_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1810,7 @@ func (x *OpenedItem) String() string {
 func (*OpenedItem) ProtoMessage() {}
 
 func (x *OpenedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[26]
+	mi := &file_keys_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1823,7 @@ func (x *OpenedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenedItem.ProtoReflect.Descriptor instead.
 func (*OpenedItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{26}
+	return file_keys_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OpenedItem) GetCode() Code {
@@ -1780,7 +1857,7 @@ type OpenedField struct {
 
 func (x *OpenedField) Reset() {
 	*x = OpenedField{}
-	mi := &file_keys_proto_msgTypes[27]
+	mi := &file_keys_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +1869,7 @@ func (x *OpenedField) String() string {
 func (*OpenedField) ProtoMessage() {}
 
 func (x *OpenedField) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[27]
+	mi := &file_keys_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +1882,7 @@ func (x *OpenedField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenedField.ProtoReflect.Descriptor instead.
 func (*OpenedField) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{27}
+	return file_keys_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OpenedField) GetPlaintext() []byte {
@@ -1833,7 +1910,7 @@ type WitnessRequest struct {
 
 func (x *WitnessRequest) Reset() {
 	*x = WitnessRequest{}
-	mi := &file_keys_proto_msgTypes[28]
+	mi := &file_keys_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1922,7 @@ func (x *WitnessRequest) String() string {
 func (*WitnessRequest) ProtoMessage() {}
 
 func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[28]
+	mi := &file_keys_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1935,7 @@ func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessRequest.ProtoReflect.Descriptor instead.
 func (*WitnessRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{28}
+	return file_keys_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WitnessRequest) GetCheckpoint() []byte {
@@ -1893,7 +1970,7 @@ type WitnessResponse struct {
 
 func (x *WitnessResponse) Reset() {
 	*x = WitnessResponse{}
-	mi := &file_keys_proto_msgTypes[29]
+	mi := &file_keys_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +1982,7 @@ func (x *WitnessResponse) String() string {
 func (*WitnessResponse) ProtoMessage() {}
 
 func (x *WitnessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[29]
+	mi := &file_keys_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +1995,7 @@ func (x *WitnessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessResponse.ProtoReflect.Descriptor instead.
 func (*WitnessResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{29}
+	return file_keys_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WitnessResponse) GetStale() bool {
@@ -1956,7 +2033,7 @@ type DestroyRequest struct {
 
 func (x *DestroyRequest) Reset() {
 	*x = DestroyRequest{}
-	mi := &file_keys_proto_msgTypes[30]
+	mi := &file_keys_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2045,7 @@ func (x *DestroyRequest) String() string {
 func (*DestroyRequest) ProtoMessage() {}
 
 func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[30]
+	mi := &file_keys_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2058,7 @@ func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyRequest.ProtoReflect.Descriptor instead.
 func (*DestroyRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{30}
+	return file_keys_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DestroyRequest) GetCheckpoint() []byte {
@@ -2024,7 +2101,7 @@ type DestroyItem struct {
 
 func (x *DestroyItem) Reset() {
 	*x = DestroyItem{}
-	mi := &file_keys_proto_msgTypes[31]
+	mi := &file_keys_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +2113,7 @@ func (x *DestroyItem) String() string {
 func (*DestroyItem) ProtoMessage() {}
 
 func (x *DestroyItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[31]
+	mi := &file_keys_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +2126,7 @@ func (x *DestroyItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyItem.ProtoReflect.Descriptor instead.
 func (*DestroyItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{31}
+	return file_keys_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DestroyItem) GetIndex() int64 {
@@ -2093,7 +2170,7 @@ type DestroyResponse struct {
 
 func (x *DestroyResponse) Reset() {
 	*x = DestroyResponse{}
-	mi := &file_keys_proto_msgTypes[32]
+	mi := &file_keys_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2182,7 @@ func (x *DestroyResponse) String() string {
 func (*DestroyResponse) ProtoMessage() {}
 
 func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[32]
+	mi := &file_keys_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2195,7 @@ func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyResponse.ProtoReflect.Descriptor instead.
 func (*DestroyResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{32}
+	return file_keys_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DestroyResponse) GetStale() bool {
@@ -2170,7 +2247,7 @@ type DestroyedItem struct {
 
 func (x *DestroyedItem) Reset() {
 	*x = DestroyedItem{}
-	mi := &file_keys_proto_msgTypes[33]
+	mi := &file_keys_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2259,7 @@ func (x *DestroyedItem) String() string {
 func (*DestroyedItem) ProtoMessage() {}
 
 func (x *DestroyedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[33]
+	mi := &file_keys_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2272,7 @@ func (x *DestroyedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyedItem.ProtoReflect.Descriptor instead.
 func (*DestroyedItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{33}
+	return file_keys_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DestroyedItem) GetCode() Code {
@@ -2250,7 +2327,7 @@ type ResealRequest struct {
 
 func (x *ResealRequest) Reset() {
 	*x = ResealRequest{}
-	mi := &file_keys_proto_msgTypes[34]
+	mi := &file_keys_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2339,7 @@ func (x *ResealRequest) String() string {
 func (*ResealRequest) ProtoMessage() {}
 
 func (x *ResealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[34]
+	mi := &file_keys_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2352,7 @@ func (x *ResealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealRequest.ProtoReflect.Descriptor instead.
 func (*ResealRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{34}
+	return file_keys_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResealRequest) GetRotation() uint32 {
@@ -2302,7 +2379,7 @@ type ResealSubject struct {
 
 func (x *ResealSubject) Reset() {
 	*x = ResealSubject{}
-	mi := &file_keys_proto_msgTypes[35]
+	mi := &file_keys_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2391,7 @@ func (x *ResealSubject) String() string {
 func (*ResealSubject) ProtoMessage() {}
 
 func (x *ResealSubject) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[35]
+	mi := &file_keys_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2404,7 @@ func (x *ResealSubject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealSubject.ProtoReflect.Descriptor instead.
 func (*ResealSubject) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{35}
+	return file_keys_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResealSubject) GetSubject() []byte {
@@ -2358,7 +2435,7 @@ type ResealItem struct {
 
 func (x *ResealItem) Reset() {
 	*x = ResealItem{}
-	mi := &file_keys_proto_msgTypes[36]
+	mi := &file_keys_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2447,7 @@ func (x *ResealItem) String() string {
 func (*ResealItem) ProtoMessage() {}
 
 func (x *ResealItem) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[36]
+	mi := &file_keys_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2460,7 @@ func (x *ResealItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealItem.ProtoReflect.Descriptor instead.
 func (*ResealItem) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{36}
+	return file_keys_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResealItem) GetKind() ResealItem_Kind {
@@ -2438,7 +2515,7 @@ type ResealResponse struct {
 
 func (x *ResealResponse) Reset() {
 	*x = ResealResponse{}
-	mi := &file_keys_proto_msgTypes[37]
+	mi := &file_keys_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2527,7 @@ func (x *ResealResponse) String() string {
 func (*ResealResponse) ProtoMessage() {}
 
 func (x *ResealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[37]
+	mi := &file_keys_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2540,7 @@ func (x *ResealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealResponse.ProtoReflect.Descriptor instead.
 func (*ResealResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{37}
+	return file_keys_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResealResponse) GetSubjects() []*ResealedSubject {
@@ -2492,7 +2569,7 @@ type ResealedSubject struct {
 
 func (x *ResealedSubject) Reset() {
 	*x = ResealedSubject{}
-	mi := &file_keys_proto_msgTypes[38]
+	mi := &file_keys_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2581,7 @@ func (x *ResealedSubject) String() string {
 func (*ResealedSubject) ProtoMessage() {}
 
 func (x *ResealedSubject) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[38]
+	mi := &file_keys_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2594,7 @@ func (x *ResealedSubject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealedSubject.ProtoReflect.Descriptor instead.
 func (*ResealedSubject) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{38}
+	return file_keys_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ResealedSubject) GetCode() Code {
@@ -2558,7 +2635,7 @@ type RetireRequest struct {
 
 func (x *RetireRequest) Reset() {
 	*x = RetireRequest{}
-	mi := &file_keys_proto_msgTypes[39]
+	mi := &file_keys_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2647,7 @@ func (x *RetireRequest) String() string {
 func (*RetireRequest) ProtoMessage() {}
 
 func (x *RetireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[39]
+	mi := &file_keys_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2660,7 @@ func (x *RetireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
 func (*RetireRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{39}
+	return file_keys_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RetireRequest) GetRotation() uint32 {
@@ -2610,7 +2687,7 @@ type RetireResponse struct {
 
 func (x *RetireResponse) Reset() {
 	*x = RetireResponse{}
-	mi := &file_keys_proto_msgTypes[40]
+	mi := &file_keys_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2699,7 @@ func (x *RetireResponse) String() string {
 func (*RetireResponse) ProtoMessage() {}
 
 func (x *RetireResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[40]
+	mi := &file_keys_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2712,7 @@ func (x *RetireResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireResponse.ProtoReflect.Descriptor instead.
 func (*RetireResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{40}
+	return file_keys_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RetireResponse) GetCodes() []Code {
@@ -2661,7 +2738,7 @@ type ReindexRequest struct {
 
 func (x *ReindexRequest) Reset() {
 	*x = ReindexRequest{}
-	mi := &file_keys_proto_msgTypes[41]
+	mi := &file_keys_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +2750,7 @@ func (x *ReindexRequest) String() string {
 func (*ReindexRequest) ProtoMessage() {}
 
 func (x *ReindexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[41]
+	mi := &file_keys_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +2763,7 @@ func (x *ReindexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReindexRequest.ProtoReflect.Descriptor instead.
 func (*ReindexRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{41}
+	return file_keys_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReindexRequest) GetSubjects() []*ReindexSubject {
@@ -2706,7 +2783,7 @@ type ReindexSubject struct {
 
 func (x *ReindexSubject) Reset() {
 	*x = ReindexSubject{}
-	mi := &file_keys_proto_msgTypes[42]
+	mi := &file_keys_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2795,7 @@ func (x *ReindexSubject) String() string {
 func (*ReindexSubject) ProtoMessage() {}
 
 func (x *ReindexSubject) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[42]
+	mi := &file_keys_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2808,7 @@ func (x *ReindexSubject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReindexSubject.ProtoReflect.Descriptor instead.
 func (*ReindexSubject) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{42}
+	return file_keys_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReindexSubject) GetSubject() []byte {
@@ -2758,7 +2835,7 @@ type ReindexResponse struct {
 
 func (x *ReindexResponse) Reset() {
 	*x = ReindexResponse{}
-	mi := &file_keys_proto_msgTypes[43]
+	mi := &file_keys_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +2847,7 @@ func (x *ReindexResponse) String() string {
 func (*ReindexResponse) ProtoMessage() {}
 
 func (x *ReindexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[43]
+	mi := &file_keys_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +2860,7 @@ func (x *ReindexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReindexResponse.ProtoReflect.Descriptor instead.
 func (*ReindexResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{43}
+	return file_keys_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReindexResponse) GetSubjects() []*ReindexedSubject {
@@ -2811,7 +2888,7 @@ type ReindexedSubject struct {
 
 func (x *ReindexedSubject) Reset() {
 	*x = ReindexedSubject{}
-	mi := &file_keys_proto_msgTypes[44]
+	mi := &file_keys_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2823,7 +2900,7 @@ func (x *ReindexedSubject) String() string {
 func (*ReindexedSubject) ProtoMessage() {}
 
 func (x *ReindexedSubject) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[44]
+	mi := &file_keys_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2836,7 +2913,7 @@ func (x *ReindexedSubject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReindexedSubject.ProtoReflect.Descriptor instead.
 func (*ReindexedSubject) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{44}
+	return file_keys_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReindexedSubject) GetCode() Code {
@@ -2868,7 +2945,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_keys_proto_msgTypes[45]
+	mi := &file_keys_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +2957,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[45]
+	mi := &file_keys_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +2970,7 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{45}
+	return file_keys_proto_rawDescGZIP(), []int{46}
 }
 
 type InventoryResponse struct {
@@ -2912,7 +2989,7 @@ type InventoryResponse struct {
 
 func (x *InventoryResponse) Reset() {
 	*x = InventoryResponse{}
-	mi := &file_keys_proto_msgTypes[46]
+	mi := &file_keys_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3001,7 @@ func (x *InventoryResponse) String() string {
 func (*InventoryResponse) ProtoMessage() {}
 
 func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[46]
+	mi := &file_keys_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3014,7 @@ func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
 func (*InventoryResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{46}
+	return file_keys_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *InventoryResponse) GetVersions() []*KeyVersion {
@@ -3009,7 +3086,7 @@ type KeyVersion struct {
 
 func (x *KeyVersion) Reset() {
 	*x = KeyVersion{}
-	mi := &file_keys_proto_msgTypes[47]
+	mi := &file_keys_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3098,7 @@ func (x *KeyVersion) String() string {
 func (*KeyVersion) ProtoMessage() {}
 
 func (x *KeyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[47]
+	mi := &file_keys_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3111,7 @@ func (x *KeyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyVersion.ProtoReflect.Descriptor instead.
 func (*KeyVersion) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{47}
+	return file_keys_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *KeyVersion) GetKind() string {
@@ -3083,7 +3160,7 @@ type StartJobRequest struct {
 
 func (x *StartJobRequest) Reset() {
 	*x = StartJobRequest{}
-	mi := &file_keys_proto_msgTypes[48]
+	mi := &file_keys_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3095,7 +3172,7 @@ func (x *StartJobRequest) String() string {
 func (*StartJobRequest) ProtoMessage() {}
 
 func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[48]
+	mi := &file_keys_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3108,7 +3185,7 @@ func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
 func (*StartJobRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{48}
+	return file_keys_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StartJobRequest) GetScope() string {
@@ -3141,7 +3218,7 @@ type JobResponse struct {
 
 func (x *JobResponse) Reset() {
 	*x = JobResponse{}
-	mi := &file_keys_proto_msgTypes[49]
+	mi := &file_keys_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3230,7 @@ func (x *JobResponse) String() string {
 func (*JobResponse) ProtoMessage() {}
 
 func (x *JobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[49]
+	mi := &file_keys_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3243,7 @@ func (x *JobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobResponse.ProtoReflect.Descriptor instead.
 func (*JobResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{49}
+	return file_keys_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *JobResponse) GetJob() *Job {
@@ -3184,7 +3261,7 @@ type JobsRequest struct {
 
 func (x *JobsRequest) Reset() {
 	*x = JobsRequest{}
-	mi := &file_keys_proto_msgTypes[50]
+	mi := &file_keys_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3196,7 +3273,7 @@ func (x *JobsRequest) String() string {
 func (*JobsRequest) ProtoMessage() {}
 
 func (x *JobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[50]
+	mi := &file_keys_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3209,7 +3286,7 @@ func (x *JobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobsRequest.ProtoReflect.Descriptor instead.
 func (*JobsRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{50}
+	return file_keys_proto_rawDescGZIP(), []int{51}
 }
 
 type JobsResponse struct {
@@ -3221,7 +3298,7 @@ type JobsResponse struct {
 
 func (x *JobsResponse) Reset() {
 	*x = JobsResponse{}
-	mi := &file_keys_proto_msgTypes[51]
+	mi := &file_keys_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3310,7 @@ func (x *JobsResponse) String() string {
 func (*JobsResponse) ProtoMessage() {}
 
 func (x *JobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[51]
+	mi := &file_keys_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3323,7 @@ func (x *JobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobsResponse.ProtoReflect.Descriptor instead.
 func (*JobsResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{51}
+	return file_keys_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *JobsResponse) GetJobs() []*Job {
@@ -3271,7 +3348,7 @@ type AdvanceJobRequest struct {
 
 func (x *AdvanceJobRequest) Reset() {
 	*x = AdvanceJobRequest{}
-	mi := &file_keys_proto_msgTypes[52]
+	mi := &file_keys_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3283,7 +3360,7 @@ func (x *AdvanceJobRequest) String() string {
 func (*AdvanceJobRequest) ProtoMessage() {}
 
 func (x *AdvanceJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[52]
+	mi := &file_keys_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3296,7 +3373,7 @@ func (x *AdvanceJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceJobRequest.ProtoReflect.Descriptor instead.
 func (*AdvanceJobRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{52}
+	return file_keys_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AdvanceJobRequest) GetId() string {
@@ -3371,7 +3448,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_keys_proto_msgTypes[53]
+	mi := &file_keys_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3460,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[53]
+	mi := &file_keys_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3473,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{53}
+	return file_keys_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Job) GetId() string {
@@ -3517,7 +3594,7 @@ type RotateLedgerRequest struct {
 
 func (x *RotateLedgerRequest) Reset() {
 	*x = RotateLedgerRequest{}
-	mi := &file_keys_proto_msgTypes[54]
+	mi := &file_keys_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3529,7 +3606,7 @@ func (x *RotateLedgerRequest) String() string {
 func (*RotateLedgerRequest) ProtoMessage() {}
 
 func (x *RotateLedgerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[54]
+	mi := &file_keys_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3542,7 +3619,7 @@ func (x *RotateLedgerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateLedgerRequest.ProtoReflect.Descriptor instead.
 func (*RotateLedgerRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{54}
+	return file_keys_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RotateLedgerRequest) GetCheckpoint() []byte {
@@ -3590,7 +3667,7 @@ type RotateLedgerResponse struct {
 
 func (x *RotateLedgerResponse) Reset() {
 	*x = RotateLedgerResponse{}
-	mi := &file_keys_proto_msgTypes[55]
+	mi := &file_keys_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3679,7 @@ func (x *RotateLedgerResponse) String() string {
 func (*RotateLedgerResponse) ProtoMessage() {}
 
 func (x *RotateLedgerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[55]
+	mi := &file_keys_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3692,7 @@ func (x *RotateLedgerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateLedgerResponse.ProtoReflect.Descriptor instead.
 func (*RotateLedgerResponse) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{55}
+	return file_keys_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RotateLedgerResponse) GetStale() bool {
@@ -3640,7 +3717,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_keys_proto_msgTypes[56]
+	mi := &file_keys_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3652,7 +3729,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[56]
+	mi := &file_keys_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3665,7 +3742,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{56}
+	return file_keys_proto_rawDescGZIP(), []int{57}
 }
 
 type BackupChunk struct {
@@ -3677,7 +3754,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_keys_proto_msgTypes[57]
+	mi := &file_keys_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3766,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_keys_proto_msgTypes[57]
+	mi := &file_keys_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +3779,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_keys_proto_rawDescGZIP(), []int{57}
+	return file_keys_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -3718,7 +3795,7 @@ const file_keys_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
 	"keys.proto\x12\x0fpdvault.keys.v1\"\x0f\n" +
-	"\rStatusRequest\"\xb5\x03\n" +
+	"\rStatusRequest\"\xe8\x03\n" +
 	"\x0eStatusResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
 	"\asidecar\x18\x02 \x01(\tR\asidecar\x12\x1f\n" +
@@ -3739,7 +3816,13 @@ const file_keys_proto_rawDesc = "" +
 	"\vledger_keys\x18\f \x03(\tR\n" +
 	"ledgerKeys\x12\x1d\n" +
 	"\n" +
-	"next_epoch\x18\r \x01(\x03R\tnextEpoch\"D\n" +
+	"next_epoch\x18\r \x01(\x03R\tnextEpoch\x121\n" +
+	"\arewinds\x18\x0e \x03(\v2\x17.pdvault.keys.v1.RewindR\arewinds\"f\n" +
+	"\x06Rewind\x12\x1b\n" +
+	"\tlost_size\x18\x01 \x01(\x03R\blostSize\x12\x1b\n" +
+	"\tlost_root\x18\x02 \x01(\fR\blostRoot\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\x03R\x02at\"D\n" +
 	"\vBindRequest\x12\x16\n" +
 	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x1d\n" +
 	"\n" +
@@ -4089,156 +4172,158 @@ func file_keys_proto_rawDescGZIP() []byte {
 }
 
 var file_keys_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_keys_proto_goTypes = []any{
 	(Code)(0),                    // 0: pdvault.keys.v1.Code
 	(ResealItem_Kind)(0),         // 1: pdvault.keys.v1.ResealItem.Kind
 	(*StatusRequest)(nil),        // 2: pdvault.keys.v1.StatusRequest
 	(*StatusResponse)(nil),       // 3: pdvault.keys.v1.StatusResponse
-	(*BindRequest)(nil),          // 4: pdvault.keys.v1.BindRequest
-	(*BindResponse)(nil),         // 5: pdvault.keys.v1.BindResponse
-	(*ProtectRequest)(nil),       // 6: pdvault.keys.v1.ProtectRequest
-	(*ProtectResponse)(nil),      // 7: pdvault.keys.v1.ProtectResponse
-	(*SealRequest)(nil),          // 8: pdvault.keys.v1.SealRequest
-	(*SealSubject)(nil),          // 9: pdvault.keys.v1.SealSubject
-	(*SealField)(nil),            // 10: pdvault.keys.v1.SealField
-	(*IndexValue)(nil),           // 11: pdvault.keys.v1.IndexValue
-	(*IndexToken)(nil),           // 12: pdvault.keys.v1.IndexToken
-	(*IndexedValue)(nil),         // 13: pdvault.keys.v1.IndexedValue
-	(*SealResponse)(nil),         // 14: pdvault.keys.v1.SealResponse
-	(*SealedSubject)(nil),        // 15: pdvault.keys.v1.SealedSubject
-	(*SealedField)(nil),          // 16: pdvault.keys.v1.SealedField
-	(*PrepareRequest)(nil),       // 17: pdvault.keys.v1.PrepareRequest
-	(*PrepareItem)(nil),          // 18: pdvault.keys.v1.PrepareItem
-	(*PrepareResponse)(nil),      // 19: pdvault.keys.v1.PrepareResponse
-	(*PreparedItem)(nil),         // 20: pdvault.keys.v1.PreparedItem
-	(*IndexRequest)(nil),         // 21: pdvault.keys.v1.IndexRequest
-	(*IndexResponse)(nil),        // 22: pdvault.keys.v1.IndexResponse
-	(*IndexTokens)(nil),          // 23: pdvault.keys.v1.IndexTokens
-	(*OpenRequest)(nil),          // 24: pdvault.keys.v1.OpenRequest
-	(*OpenItem)(nil),             // 25: pdvault.keys.v1.OpenItem
-	(*OpenField)(nil),            // 26: pdvault.keys.v1.OpenField
-	(*OpenResponse)(nil),         // 27: pdvault.keys.v1.OpenResponse
-	(*OpenedItem)(nil),           // 28: pdvault.keys.v1.OpenedItem
-	(*OpenedField)(nil),          // 29: pdvault.keys.v1.OpenedField
-	(*WitnessRequest)(nil),       // 30: pdvault.keys.v1.WitnessRequest
-	(*WitnessResponse)(nil),      // 31: pdvault.keys.v1.WitnessResponse
-	(*DestroyRequest)(nil),       // 32: pdvault.keys.v1.DestroyRequest
-	(*DestroyItem)(nil),          // 33: pdvault.keys.v1.DestroyItem
-	(*DestroyResponse)(nil),      // 34: pdvault.keys.v1.DestroyResponse
-	(*DestroyedItem)(nil),        // 35: pdvault.keys.v1.DestroyedItem
-	(*ResealRequest)(nil),        // 36: pdvault.keys.v1.ResealRequest
-	(*ResealSubject)(nil),        // 37: pdvault.keys.v1.ResealSubject
-	(*ResealItem)(nil),           // 38: pdvault.keys.v1.ResealItem
-	(*ResealResponse)(nil),       // 39: pdvault.keys.v1.ResealResponse
-	(*ResealedSubject)(nil),      // 40: pdvault.keys.v1.ResealedSubject
-	(*RetireRequest)(nil),        // 41: pdvault.keys.v1.RetireRequest
-	(*RetireResponse)(nil),       // 42: pdvault.keys.v1.RetireResponse
-	(*ReindexRequest)(nil),       // 43: pdvault.keys.v1.ReindexRequest
-	(*ReindexSubject)(nil),       // 44: pdvault.keys.v1.ReindexSubject
-	(*ReindexResponse)(nil),      // 45: pdvault.keys.v1.ReindexResponse
-	(*ReindexedSubject)(nil),     // 46: pdvault.keys.v1.ReindexedSubject
-	(*InventoryRequest)(nil),     // 47: pdvault.keys.v1.InventoryRequest
-	(*InventoryResponse)(nil),    // 48: pdvault.keys.v1.InventoryResponse
-	(*KeyVersion)(nil),           // 49: pdvault.keys.v1.KeyVersion
-	(*StartJobRequest)(nil),      // 50: pdvault.keys.v1.StartJobRequest
-	(*JobResponse)(nil),          // 51: pdvault.keys.v1.JobResponse
-	(*JobsRequest)(nil),          // 52: pdvault.keys.v1.JobsRequest
-	(*JobsResponse)(nil),         // 53: pdvault.keys.v1.JobsResponse
-	(*AdvanceJobRequest)(nil),    // 54: pdvault.keys.v1.AdvanceJobRequest
-	(*Job)(nil),                  // 55: pdvault.keys.v1.Job
-	(*RotateLedgerRequest)(nil),  // 56: pdvault.keys.v1.RotateLedgerRequest
-	(*RotateLedgerResponse)(nil), // 57: pdvault.keys.v1.RotateLedgerResponse
-	(*BackupRequest)(nil),        // 58: pdvault.keys.v1.BackupRequest
-	(*BackupChunk)(nil),          // 59: pdvault.keys.v1.BackupChunk
+	(*Rewind)(nil),               // 4: pdvault.keys.v1.Rewind
+	(*BindRequest)(nil),          // 5: pdvault.keys.v1.BindRequest
+	(*BindResponse)(nil),         // 6: pdvault.keys.v1.BindResponse
+	(*ProtectRequest)(nil),       // 7: pdvault.keys.v1.ProtectRequest
+	(*ProtectResponse)(nil),      // 8: pdvault.keys.v1.ProtectResponse
+	(*SealRequest)(nil),          // 9: pdvault.keys.v1.SealRequest
+	(*SealSubject)(nil),          // 10: pdvault.keys.v1.SealSubject
+	(*SealField)(nil),            // 11: pdvault.keys.v1.SealField
+	(*IndexValue)(nil),           // 12: pdvault.keys.v1.IndexValue
+	(*IndexToken)(nil),           // 13: pdvault.keys.v1.IndexToken
+	(*IndexedValue)(nil),         // 14: pdvault.keys.v1.IndexedValue
+	(*SealResponse)(nil),         // 15: pdvault.keys.v1.SealResponse
+	(*SealedSubject)(nil),        // 16: pdvault.keys.v1.SealedSubject
+	(*SealedField)(nil),          // 17: pdvault.keys.v1.SealedField
+	(*PrepareRequest)(nil),       // 18: pdvault.keys.v1.PrepareRequest
+	(*PrepareItem)(nil),          // 19: pdvault.keys.v1.PrepareItem
+	(*PrepareResponse)(nil),      // 20: pdvault.keys.v1.PrepareResponse
+	(*PreparedItem)(nil),         // 21: pdvault.keys.v1.PreparedItem
+	(*IndexRequest)(nil),         // 22: pdvault.keys.v1.IndexRequest
+	(*IndexResponse)(nil),        // 23: pdvault.keys.v1.IndexResponse
+	(*IndexTokens)(nil),          // 24: pdvault.keys.v1.IndexTokens
+	(*OpenRequest)(nil),          // 25: pdvault.keys.v1.OpenRequest
+	(*OpenItem)(nil),             // 26: pdvault.keys.v1.OpenItem
+	(*OpenField)(nil),            // 27: pdvault.keys.v1.OpenField
+	(*OpenResponse)(nil),         // 28: pdvault.keys.v1.OpenResponse
+	(*OpenedItem)(nil),           // 29: pdvault.keys.v1.OpenedItem
+	(*OpenedField)(nil),          // 30: pdvault.keys.v1.OpenedField
+	(*WitnessRequest)(nil),       // 31: pdvault.keys.v1.WitnessRequest
+	(*WitnessResponse)(nil),      // 32: pdvault.keys.v1.WitnessResponse
+	(*DestroyRequest)(nil),       // 33: pdvault.keys.v1.DestroyRequest
+	(*DestroyItem)(nil),          // 34: pdvault.keys.v1.DestroyItem
+	(*DestroyResponse)(nil),      // 35: pdvault.keys.v1.DestroyResponse
+	(*DestroyedItem)(nil),        // 36: pdvault.keys.v1.DestroyedItem
+	(*ResealRequest)(nil),        // 37: pdvault.keys.v1.ResealRequest
+	(*ResealSubject)(nil),        // 38: pdvault.keys.v1.ResealSubject
+	(*ResealItem)(nil),           // 39: pdvault.keys.v1.ResealItem
+	(*ResealResponse)(nil),       // 40: pdvault.keys.v1.ResealResponse
+	(*ResealedSubject)(nil),      // 41: pdvault.keys.v1.ResealedSubject
+	(*RetireRequest)(nil),        // 42: pdvault.keys.v1.RetireRequest
+	(*RetireResponse)(nil),       // 43: pdvault.keys.v1.RetireResponse
+	(*ReindexRequest)(nil),       // 44: pdvault.keys.v1.ReindexRequest
+	(*ReindexSubject)(nil),       // 45: pdvault.keys.v1.ReindexSubject
+	(*ReindexResponse)(nil),      // 46: pdvault.keys.v1.ReindexResponse
+	(*ReindexedSubject)(nil),     // 47: pdvault.keys.v1.ReindexedSubject
+	(*InventoryRequest)(nil),     // 48: pdvault.keys.v1.InventoryRequest
+	(*InventoryResponse)(nil),    // 49: pdvault.keys.v1.InventoryResponse
+	(*KeyVersion)(nil),           // 50: pdvault.keys.v1.KeyVersion
+	(*StartJobRequest)(nil),      // 51: pdvault.keys.v1.StartJobRequest
+	(*JobResponse)(nil),          // 52: pdvault.keys.v1.JobResponse
+	(*JobsRequest)(nil),          // 53: pdvault.keys.v1.JobsRequest
+	(*JobsResponse)(nil),         // 54: pdvault.keys.v1.JobsResponse
+	(*AdvanceJobRequest)(nil),    // 55: pdvault.keys.v1.AdvanceJobRequest
+	(*Job)(nil),                  // 56: pdvault.keys.v1.Job
+	(*RotateLedgerRequest)(nil),  // 57: pdvault.keys.v1.RotateLedgerRequest
+	(*RotateLedgerResponse)(nil), // 58: pdvault.keys.v1.RotateLedgerResponse
+	(*BackupRequest)(nil),        // 59: pdvault.keys.v1.BackupRequest
+	(*BackupChunk)(nil),          // 60: pdvault.keys.v1.BackupChunk
 }
 var file_keys_proto_depIdxs = []int32{
 	0,  // 0: pdvault.keys.v1.StatusResponse.kek_state:type_name -> pdvault.keys.v1.Code
-	9,  // 1: pdvault.keys.v1.SealRequest.subjects:type_name -> pdvault.keys.v1.SealSubject
-	10, // 2: pdvault.keys.v1.SealSubject.fields:type_name -> pdvault.keys.v1.SealField
-	11, // 3: pdvault.keys.v1.SealField.index:type_name -> pdvault.keys.v1.IndexValue
-	12, // 4: pdvault.keys.v1.IndexedValue.tokens:type_name -> pdvault.keys.v1.IndexToken
-	15, // 5: pdvault.keys.v1.SealResponse.subjects:type_name -> pdvault.keys.v1.SealedSubject
-	0,  // 6: pdvault.keys.v1.SealedSubject.code:type_name -> pdvault.keys.v1.Code
-	16, // 7: pdvault.keys.v1.SealedSubject.fields:type_name -> pdvault.keys.v1.SealedField
-	13, // 8: pdvault.keys.v1.SealedField.index:type_name -> pdvault.keys.v1.IndexedValue
-	18, // 9: pdvault.keys.v1.PrepareRequest.items:type_name -> pdvault.keys.v1.PrepareItem
-	20, // 10: pdvault.keys.v1.PrepareResponse.items:type_name -> pdvault.keys.v1.PreparedItem
-	0,  // 11: pdvault.keys.v1.PreparedItem.code:type_name -> pdvault.keys.v1.Code
-	11, // 12: pdvault.keys.v1.IndexRequest.values:type_name -> pdvault.keys.v1.IndexValue
-	23, // 13: pdvault.keys.v1.IndexResponse.values:type_name -> pdvault.keys.v1.IndexTokens
-	12, // 14: pdvault.keys.v1.IndexTokens.tokens:type_name -> pdvault.keys.v1.IndexToken
-	25, // 15: pdvault.keys.v1.OpenRequest.items:type_name -> pdvault.keys.v1.OpenItem
-	26, // 16: pdvault.keys.v1.OpenItem.fields:type_name -> pdvault.keys.v1.OpenField
-	28, // 17: pdvault.keys.v1.OpenResponse.items:type_name -> pdvault.keys.v1.OpenedItem
-	0,  // 18: pdvault.keys.v1.OpenedItem.code:type_name -> pdvault.keys.v1.Code
-	29, // 19: pdvault.keys.v1.OpenedItem.fields:type_name -> pdvault.keys.v1.OpenedField
-	33, // 20: pdvault.keys.v1.DestroyRequest.items:type_name -> pdvault.keys.v1.DestroyItem
-	35, // 21: pdvault.keys.v1.DestroyResponse.items:type_name -> pdvault.keys.v1.DestroyedItem
-	0,  // 22: pdvault.keys.v1.DestroyedItem.code:type_name -> pdvault.keys.v1.Code
-	37, // 23: pdvault.keys.v1.ResealRequest.subjects:type_name -> pdvault.keys.v1.ResealSubject
-	38, // 24: pdvault.keys.v1.ResealSubject.items:type_name -> pdvault.keys.v1.ResealItem
-	1,  // 25: pdvault.keys.v1.ResealItem.kind:type_name -> pdvault.keys.v1.ResealItem.Kind
-	40, // 26: pdvault.keys.v1.ResealResponse.subjects:type_name -> pdvault.keys.v1.ResealedSubject
-	0,  // 27: pdvault.keys.v1.ResealedSubject.code:type_name -> pdvault.keys.v1.Code
-	0,  // 28: pdvault.keys.v1.RetireResponse.codes:type_name -> pdvault.keys.v1.Code
-	44, // 29: pdvault.keys.v1.ReindexRequest.subjects:type_name -> pdvault.keys.v1.ReindexSubject
-	11, // 30: pdvault.keys.v1.ReindexSubject.values:type_name -> pdvault.keys.v1.IndexValue
-	46, // 31: pdvault.keys.v1.ReindexResponse.subjects:type_name -> pdvault.keys.v1.ReindexedSubject
-	0,  // 32: pdvault.keys.v1.ReindexedSubject.code:type_name -> pdvault.keys.v1.Code
-	23, // 33: pdvault.keys.v1.ReindexedSubject.values:type_name -> pdvault.keys.v1.IndexTokens
-	49, // 34: pdvault.keys.v1.InventoryResponse.versions:type_name -> pdvault.keys.v1.KeyVersion
-	55, // 35: pdvault.keys.v1.JobResponse.job:type_name -> pdvault.keys.v1.Job
-	55, // 36: pdvault.keys.v1.JobsResponse.jobs:type_name -> pdvault.keys.v1.Job
-	2,  // 37: pdvault.keys.v1.Sidecar.Status:input_type -> pdvault.keys.v1.StatusRequest
-	4,  // 38: pdvault.keys.v1.Sidecar.Bind:input_type -> pdvault.keys.v1.BindRequest
-	6,  // 39: pdvault.keys.v1.Sidecar.Protect:input_type -> pdvault.keys.v1.ProtectRequest
-	6,  // 40: pdvault.keys.v1.Sidecar.Unprotect:input_type -> pdvault.keys.v1.ProtectRequest
-	8,  // 41: pdvault.keys.v1.Sidecar.Seal:input_type -> pdvault.keys.v1.SealRequest
-	17, // 42: pdvault.keys.v1.Sidecar.Prepare:input_type -> pdvault.keys.v1.PrepareRequest
-	21, // 43: pdvault.keys.v1.Sidecar.Index:input_type -> pdvault.keys.v1.IndexRequest
-	24, // 44: pdvault.keys.v1.Sidecar.Open:input_type -> pdvault.keys.v1.OpenRequest
-	30, // 45: pdvault.keys.v1.Sidecar.Witness:input_type -> pdvault.keys.v1.WitnessRequest
-	32, // 46: pdvault.keys.v1.Sidecar.Destroy:input_type -> pdvault.keys.v1.DestroyRequest
-	36, // 47: pdvault.keys.v1.Sidecar.Reseal:input_type -> pdvault.keys.v1.ResealRequest
-	41, // 48: pdvault.keys.v1.Sidecar.Retire:input_type -> pdvault.keys.v1.RetireRequest
-	43, // 49: pdvault.keys.v1.Sidecar.Reindex:input_type -> pdvault.keys.v1.ReindexRequest
-	47, // 50: pdvault.keys.v1.Sidecar.Inventory:input_type -> pdvault.keys.v1.InventoryRequest
-	50, // 51: pdvault.keys.v1.Sidecar.StartJob:input_type -> pdvault.keys.v1.StartJobRequest
-	52, // 52: pdvault.keys.v1.Sidecar.Jobs:input_type -> pdvault.keys.v1.JobsRequest
-	54, // 53: pdvault.keys.v1.Sidecar.AdvanceJob:input_type -> pdvault.keys.v1.AdvanceJobRequest
-	56, // 54: pdvault.keys.v1.Sidecar.RotateLedger:input_type -> pdvault.keys.v1.RotateLedgerRequest
-	47, // 55: pdvault.keys.v1.Admin.Inventory:input_type -> pdvault.keys.v1.InventoryRequest
-	50, // 56: pdvault.keys.v1.Admin.StartJob:input_type -> pdvault.keys.v1.StartJobRequest
-	52, // 57: pdvault.keys.v1.Admin.Jobs:input_type -> pdvault.keys.v1.JobsRequest
-	58, // 58: pdvault.keys.v1.Admin.Backup:input_type -> pdvault.keys.v1.BackupRequest
-	3,  // 59: pdvault.keys.v1.Sidecar.Status:output_type -> pdvault.keys.v1.StatusResponse
-	5,  // 60: pdvault.keys.v1.Sidecar.Bind:output_type -> pdvault.keys.v1.BindResponse
-	7,  // 61: pdvault.keys.v1.Sidecar.Protect:output_type -> pdvault.keys.v1.ProtectResponse
-	7,  // 62: pdvault.keys.v1.Sidecar.Unprotect:output_type -> pdvault.keys.v1.ProtectResponse
-	14, // 63: pdvault.keys.v1.Sidecar.Seal:output_type -> pdvault.keys.v1.SealResponse
-	19, // 64: pdvault.keys.v1.Sidecar.Prepare:output_type -> pdvault.keys.v1.PrepareResponse
-	22, // 65: pdvault.keys.v1.Sidecar.Index:output_type -> pdvault.keys.v1.IndexResponse
-	27, // 66: pdvault.keys.v1.Sidecar.Open:output_type -> pdvault.keys.v1.OpenResponse
-	31, // 67: pdvault.keys.v1.Sidecar.Witness:output_type -> pdvault.keys.v1.WitnessResponse
-	34, // 68: pdvault.keys.v1.Sidecar.Destroy:output_type -> pdvault.keys.v1.DestroyResponse
-	39, // 69: pdvault.keys.v1.Sidecar.Reseal:output_type -> pdvault.keys.v1.ResealResponse
-	42, // 70: pdvault.keys.v1.Sidecar.Retire:output_type -> pdvault.keys.v1.RetireResponse
-	45, // 71: pdvault.keys.v1.Sidecar.Reindex:output_type -> pdvault.keys.v1.ReindexResponse
-	48, // 72: pdvault.keys.v1.Sidecar.Inventory:output_type -> pdvault.keys.v1.InventoryResponse
-	51, // 73: pdvault.keys.v1.Sidecar.StartJob:output_type -> pdvault.keys.v1.JobResponse
-	53, // 74: pdvault.keys.v1.Sidecar.Jobs:output_type -> pdvault.keys.v1.JobsResponse
-	51, // 75: pdvault.keys.v1.Sidecar.AdvanceJob:output_type -> pdvault.keys.v1.JobResponse
-	57, // 76: pdvault.keys.v1.Sidecar.RotateLedger:output_type -> pdvault.keys.v1.RotateLedgerResponse
-	48, // 77: pdvault.keys.v1.Admin.Inventory:output_type -> pdvault.keys.v1.InventoryResponse
-	51, // 78: pdvault.keys.v1.Admin.StartJob:output_type -> pdvault.keys.v1.JobResponse
-	53, // 79: pdvault.keys.v1.Admin.Jobs:output_type -> pdvault.keys.v1.JobsResponse
-	59, // 80: pdvault.keys.v1.Admin.Backup:output_type -> pdvault.keys.v1.BackupChunk
-	59, // [59:81] is the sub-list for method output_type
-	37, // [37:59] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	4,  // 1: pdvault.keys.v1.StatusResponse.rewinds:type_name -> pdvault.keys.v1.Rewind
+	10, // 2: pdvault.keys.v1.SealRequest.subjects:type_name -> pdvault.keys.v1.SealSubject
+	11, // 3: pdvault.keys.v1.SealSubject.fields:type_name -> pdvault.keys.v1.SealField
+	12, // 4: pdvault.keys.v1.SealField.index:type_name -> pdvault.keys.v1.IndexValue
+	13, // 5: pdvault.keys.v1.IndexedValue.tokens:type_name -> pdvault.keys.v1.IndexToken
+	16, // 6: pdvault.keys.v1.SealResponse.subjects:type_name -> pdvault.keys.v1.SealedSubject
+	0,  // 7: pdvault.keys.v1.SealedSubject.code:type_name -> pdvault.keys.v1.Code
+	17, // 8: pdvault.keys.v1.SealedSubject.fields:type_name -> pdvault.keys.v1.SealedField
+	14, // 9: pdvault.keys.v1.SealedField.index:type_name -> pdvault.keys.v1.IndexedValue
+	19, // 10: pdvault.keys.v1.PrepareRequest.items:type_name -> pdvault.keys.v1.PrepareItem
+	21, // 11: pdvault.keys.v1.PrepareResponse.items:type_name -> pdvault.keys.v1.PreparedItem
+	0,  // 12: pdvault.keys.v1.PreparedItem.code:type_name -> pdvault.keys.v1.Code
+	12, // 13: pdvault.keys.v1.IndexRequest.values:type_name -> pdvault.keys.v1.IndexValue
+	24, // 14: pdvault.keys.v1.IndexResponse.values:type_name -> pdvault.keys.v1.IndexTokens
+	13, // 15: pdvault.keys.v1.IndexTokens.tokens:type_name -> pdvault.keys.v1.IndexToken
+	26, // 16: pdvault.keys.v1.OpenRequest.items:type_name -> pdvault.keys.v1.OpenItem
+	27, // 17: pdvault.keys.v1.OpenItem.fields:type_name -> pdvault.keys.v1.OpenField
+	29, // 18: pdvault.keys.v1.OpenResponse.items:type_name -> pdvault.keys.v1.OpenedItem
+	0,  // 19: pdvault.keys.v1.OpenedItem.code:type_name -> pdvault.keys.v1.Code
+	30, // 20: pdvault.keys.v1.OpenedItem.fields:type_name -> pdvault.keys.v1.OpenedField
+	34, // 21: pdvault.keys.v1.DestroyRequest.items:type_name -> pdvault.keys.v1.DestroyItem
+	36, // 22: pdvault.keys.v1.DestroyResponse.items:type_name -> pdvault.keys.v1.DestroyedItem
+	0,  // 23: pdvault.keys.v1.DestroyedItem.code:type_name -> pdvault.keys.v1.Code
+	38, // 24: pdvault.keys.v1.ResealRequest.subjects:type_name -> pdvault.keys.v1.ResealSubject
+	39, // 25: pdvault.keys.v1.ResealSubject.items:type_name -> pdvault.keys.v1.ResealItem
+	1,  // 26: pdvault.keys.v1.ResealItem.kind:type_name -> pdvault.keys.v1.ResealItem.Kind
+	41, // 27: pdvault.keys.v1.ResealResponse.subjects:type_name -> pdvault.keys.v1.ResealedSubject
+	0,  // 28: pdvault.keys.v1.ResealedSubject.code:type_name -> pdvault.keys.v1.Code
+	0,  // 29: pdvault.keys.v1.RetireResponse.codes:type_name -> pdvault.keys.v1.Code
+	45, // 30: pdvault.keys.v1.ReindexRequest.subjects:type_name -> pdvault.keys.v1.ReindexSubject
+	12, // 31: pdvault.keys.v1.ReindexSubject.values:type_name -> pdvault.keys.v1.IndexValue
+	47, // 32: pdvault.keys.v1.ReindexResponse.subjects:type_name -> pdvault.keys.v1.ReindexedSubject
+	0,  // 33: pdvault.keys.v1.ReindexedSubject.code:type_name -> pdvault.keys.v1.Code
+	24, // 34: pdvault.keys.v1.ReindexedSubject.values:type_name -> pdvault.keys.v1.IndexTokens
+	50, // 35: pdvault.keys.v1.InventoryResponse.versions:type_name -> pdvault.keys.v1.KeyVersion
+	56, // 36: pdvault.keys.v1.JobResponse.job:type_name -> pdvault.keys.v1.Job
+	56, // 37: pdvault.keys.v1.JobsResponse.jobs:type_name -> pdvault.keys.v1.Job
+	2,  // 38: pdvault.keys.v1.Sidecar.Status:input_type -> pdvault.keys.v1.StatusRequest
+	5,  // 39: pdvault.keys.v1.Sidecar.Bind:input_type -> pdvault.keys.v1.BindRequest
+	7,  // 40: pdvault.keys.v1.Sidecar.Protect:input_type -> pdvault.keys.v1.ProtectRequest
+	7,  // 41: pdvault.keys.v1.Sidecar.Unprotect:input_type -> pdvault.keys.v1.ProtectRequest
+	9,  // 42: pdvault.keys.v1.Sidecar.Seal:input_type -> pdvault.keys.v1.SealRequest
+	18, // 43: pdvault.keys.v1.Sidecar.Prepare:input_type -> pdvault.keys.v1.PrepareRequest
+	22, // 44: pdvault.keys.v1.Sidecar.Index:input_type -> pdvault.keys.v1.IndexRequest
+	25, // 45: pdvault.keys.v1.Sidecar.Open:input_type -> pdvault.keys.v1.OpenRequest
+	31, // 46: pdvault.keys.v1.Sidecar.Witness:input_type -> pdvault.keys.v1.WitnessRequest
+	33, // 47: pdvault.keys.v1.Sidecar.Destroy:input_type -> pdvault.keys.v1.DestroyRequest
+	37, // 48: pdvault.keys.v1.Sidecar.Reseal:input_type -> pdvault.keys.v1.ResealRequest
+	42, // 49: pdvault.keys.v1.Sidecar.Retire:input_type -> pdvault.keys.v1.RetireRequest
+	44, // 50: pdvault.keys.v1.Sidecar.Reindex:input_type -> pdvault.keys.v1.ReindexRequest
+	48, // 51: pdvault.keys.v1.Sidecar.Inventory:input_type -> pdvault.keys.v1.InventoryRequest
+	51, // 52: pdvault.keys.v1.Sidecar.StartJob:input_type -> pdvault.keys.v1.StartJobRequest
+	53, // 53: pdvault.keys.v1.Sidecar.Jobs:input_type -> pdvault.keys.v1.JobsRequest
+	55, // 54: pdvault.keys.v1.Sidecar.AdvanceJob:input_type -> pdvault.keys.v1.AdvanceJobRequest
+	57, // 55: pdvault.keys.v1.Sidecar.RotateLedger:input_type -> pdvault.keys.v1.RotateLedgerRequest
+	48, // 56: pdvault.keys.v1.Admin.Inventory:input_type -> pdvault.keys.v1.InventoryRequest
+	51, // 57: pdvault.keys.v1.Admin.StartJob:input_type -> pdvault.keys.v1.StartJobRequest
+	53, // 58: pdvault.keys.v1.Admin.Jobs:input_type -> pdvault.keys.v1.JobsRequest
+	59, // 59: pdvault.keys.v1.Admin.Backup:input_type -> pdvault.keys.v1.BackupRequest
+	3,  // 60: pdvault.keys.v1.Sidecar.Status:output_type -> pdvault.keys.v1.StatusResponse
+	6,  // 61: pdvault.keys.v1.Sidecar.Bind:output_type -> pdvault.keys.v1.BindResponse
+	8,  // 62: pdvault.keys.v1.Sidecar.Protect:output_type -> pdvault.keys.v1.ProtectResponse
+	8,  // 63: pdvault.keys.v1.Sidecar.Unprotect:output_type -> pdvault.keys.v1.ProtectResponse
+	15, // 64: pdvault.keys.v1.Sidecar.Seal:output_type -> pdvault.keys.v1.SealResponse
+	20, // 65: pdvault.keys.v1.Sidecar.Prepare:output_type -> pdvault.keys.v1.PrepareResponse
+	23, // 66: pdvault.keys.v1.Sidecar.Index:output_type -> pdvault.keys.v1.IndexResponse
+	28, // 67: pdvault.keys.v1.Sidecar.Open:output_type -> pdvault.keys.v1.OpenResponse
+	32, // 68: pdvault.keys.v1.Sidecar.Witness:output_type -> pdvault.keys.v1.WitnessResponse
+	35, // 69: pdvault.keys.v1.Sidecar.Destroy:output_type -> pdvault.keys.v1.DestroyResponse
+	40, // 70: pdvault.keys.v1.Sidecar.Reseal:output_type -> pdvault.keys.v1.ResealResponse
+	43, // 71: pdvault.keys.v1.Sidecar.Retire:output_type -> pdvault.keys.v1.RetireResponse
+	46, // 72: pdvault.keys.v1.Sidecar.Reindex:output_type -> pdvault.keys.v1.ReindexResponse
+	49, // 73: pdvault.keys.v1.Sidecar.Inventory:output_type -> pdvault.keys.v1.InventoryResponse
+	52, // 74: pdvault.keys.v1.Sidecar.StartJob:output_type -> pdvault.keys.v1.JobResponse
+	54, // 75: pdvault.keys.v1.Sidecar.Jobs:output_type -> pdvault.keys.v1.JobsResponse
+	52, // 76: pdvault.keys.v1.Sidecar.AdvanceJob:output_type -> pdvault.keys.v1.JobResponse
+	58, // 77: pdvault.keys.v1.Sidecar.RotateLedger:output_type -> pdvault.keys.v1.RotateLedgerResponse
+	49, // 78: pdvault.keys.v1.Admin.Inventory:output_type -> pdvault.keys.v1.InventoryResponse
+	52, // 79: pdvault.keys.v1.Admin.StartJob:output_type -> pdvault.keys.v1.JobResponse
+	54, // 80: pdvault.keys.v1.Admin.Jobs:output_type -> pdvault.keys.v1.JobsResponse
+	60, // 81: pdvault.keys.v1.Admin.Backup:output_type -> pdvault.keys.v1.BackupChunk
+	60, // [60:82] is the sub-list for method output_type
+	38, // [38:60] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_keys_proto_init() }
@@ -4252,7 +4337,7 @@ func file_keys_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keys_proto_rawDesc), len(file_keys_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   58,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

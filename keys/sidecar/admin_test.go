@@ -199,7 +199,7 @@ func TestBackupStreamsInBoundedChunks(t *testing.T) {
 // TestLongCallsMayTakeLong, and others may not.
 func TestLongCallsMayTakeLong(t *testing.T) {
 	w := sidecartest.Bound(t)
-	w.FakeKeys()
+	w.FakeKeys().RotateSubjects(1)
 	w.Serve()
 	left := make(map[string]time.Duration)
 	var mu sync.Mutex
@@ -211,9 +211,9 @@ func TestLongCallsMayTakeLong(t *testing.T) {
 	c := keyspb.NewSidecarClient(dialRaw(t, w.Socket))
 	id := bytes.Repeat([]byte{7}, 16)
 	ctx := t.Context()
-	_, err := c.Retire(ctx, &keyspb.RetireRequest{Subjects: [][]byte{id}})
+	_, err := c.Retire(ctx, &keyspb.RetireRequest{Rotation: 1, Subjects: [][]byte{id}})
 	do(t, err)
-	_, err = c.Reseal(ctx, &keyspb.ResealRequest{Subjects: []*keyspb.ResealSubject{{Subject: id}}})
+	_, err = c.Reseal(ctx, &keyspb.ResealRequest{Rotation: 1, Subjects: []*keyspb.ResealSubject{{Subject: id}}})
 	do(t, err)
 	_, err = c.Jobs(ctx, &keyspb.JobsRequest{})
 	do(t, err)

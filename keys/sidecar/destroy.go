@@ -46,7 +46,7 @@ func (s *Server) Destroy(ctx context.Context, req *keyspb.DestroyRequest) (*keys
 
 // destroyItems destroys what the proofs admit, and fills in one outcome for each item.
 func (s *Server) destroyItems(ctx context.Context, cp verify.Checkpoint, items []*keyspb.DestroyItem, out []*keyspb.DestroyedItem) {
-	plan, jobs, planErr := s.epochPlan(ctx)
+	plan, planErr := s.epochPlan(ctx)
 	var work sync.WaitGroup
 	room := make(chan struct{}, destroyers)
 	for i, item := range items {
@@ -75,7 +75,7 @@ func (s *Server) destroyItems(ctx context.Context, cp verify.Checkpoint, items [
 				return
 			}
 			out[i] = &keyspb.DestroyedItem{
-				Generation: d.Generation, KekVersion: d.KEKVersion, Already: d.Already, DeadBy: s.deadBy(plan, jobs, d.KEKVersion),
+				Generation: d.Generation, KekVersion: d.KEKVersion, Already: d.Already, DeadBy: plan.deadBy(s.cfg.Now(), d.KEKVersion),
 			}
 		})
 	}

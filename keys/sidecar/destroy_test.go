@@ -2,8 +2,10 @@ package sidecar_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -178,7 +180,9 @@ func TestTheDateByWhichBackupsAreDeadIsNotTooEarly(t *testing.T) {
 		{name: "under way, and not at this bundle yet", due: time.Hour, want: time.Hour,
 			jobs: []keyring.Job{{Scope: keyring.ScopeKEK, State: keyring.JobRunning, Target: 2}}},
 		{name: "over", due: time.Hour, want: time.Hour,
-			jobs: []keyring.Job{{Scope: keyring.ScopeKEK, State: keyring.JobDone, Target: 1, Started: time.Now(), Finished: time.Now()}}},
+			jobs: []keyring.Job{{Scope: keyring.ScopeKEK, State: keyring.JobDone, Target: 1, Finished: time.Now().Add(time.Hour - week)}}},
+		{name: "over since the keys were counted", due: time.Hour, want: week,
+			jobs: []keyring.Job{{Scope: keyring.ScopeKEK, State: keyring.JobDone, Target: 1, Finished: time.Now()}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := sidecartest.Bound(t)
@@ -218,7 +222,7 @@ func TestWithoutAPlanNothingIsDestroyed(t *testing.T) {
 	entry := w.Erasure(ref, nil)
 	index := w.Log.Append(entry)
 	w.Ring.Before(func(op string) error {
-		if op == "Inventory" {
+		if op == "NextEpoch" {
 			return keys.ErrUnavailable
 		}
 		return nil
@@ -230,6 +234,43 @@ func TestWithoutAPlanNothingIsDestroyed(t *testing.T) {
 	if got := destroy(t, w, w.DestroyRequest(w.Log, index, entry, id)); got.GetCode() != keyspb.Code_OK {
 		t.Errorf("got %v", got)
 	}
+}
+
+// TestNothingWaitsForACount: one reads the whole key store, which takes as long as that is large.
+func TestNothingWaitsForACount(t *testing.T) {
+	w := sidecartest.Bound(t)
+	w.FakeKeys()
+	id, ref, _ := w.Subject("email")
+	entry := w.Erasure(ref, nil)
+	index := w.Log.Append(entry)
+	counting, counted := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w.Ring.Before(func(op string) error {
+		if op == "Inventory" {
+			once.Do(func() { close(counting) })
+			<-counted
+		}
+		return nil
+	})
+	var counter sync.WaitGroup
+	counter.Go(func() { _, _ = w.Server.Inventory(t.Context(), &keyspb.InventoryRequest{}) })
+	<-counting
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := w.Server.Inventory(ctx, &keyspb.InventoryRequest{}); err == nil {
+		t.Error("a second count did not wait for the first")
+	}
+	if _, err := w.Server.Status(t.Context(), &keyspb.StatusRequest{}); err != nil {
+		t.Errorf("status: %v", err)
+	}
+	if _, err := w.Server.StartJob(t.Context(), &keyspb.StartJobRequest{Scope: keyring.ScopeToken, By: "test"}); err != nil {
+		t.Errorf("rotation: %v", err)
+	}
+	if got := destroy(t, w, w.DestroyRequest(w.Log, index, entry, id)); got.GetCode() != keyspb.Code_OK || lives(t, w, id) {
+		t.Errorf("got %v", got)
+	}
+	close(counted)
+	counter.Wait()
 }
 
 // TestAPanicWhileDestroyingIsOneOutcome.

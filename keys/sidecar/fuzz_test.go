@@ -135,7 +135,7 @@ func FuzzDestroy(f *testing.F) {
 // FuzzReseal: no bytes make the sidecar panic, and each subject has one outcome.
 func FuzzReseal(f *testing.F) {
 	w := sidecartest.Bound(f)
-	w.FakeKeys()
+	w.FakeKeys().RotateSubjects(1)
 	id := uuid.New()
 	fuzz(f, []*keyspb.ResealRequest{
 		{Rotation: 1, Subjects: []*keyspb.ResealSubject{{Subject: id[:], Items: []*keyspb.ResealItem{

@@ -95,12 +95,12 @@ func (g *Gauges) writeJobs(b *bytes.Buffer) {
 		}
 	}
 	gauge(b, "pdkeys_job_running", "Whether a rotation of the scope is under way.")
-	for _, scope := range scopes {
+	for _, scope := range keyring.Scopes {
 		_, ok := running[scope]
 		fmt.Fprintf(b, "pdkeys_job_running{scope=%q} %d\n", scope, truth(ok))
 	}
 	gauge(b, "pdkeys_job_failed", "Whether the last rotation of the scope failed.")
-	for _, scope := range scopes {
+	for _, scope := range keyring.Scopes {
 		fmt.Fprintf(b, "pdkeys_job_failed{scope=%q} %d\n", scope, truth(failed[scope]))
 	}
 	for _, m := range []struct {
@@ -112,14 +112,14 @@ func (g *Gauges) writeJobs(b *bytes.Buffer) {
 		{"pdkeys_job_updated_seconds", "When the rotation under way moved last, Unix time.", func(j keyring.Job) int64 { return j.Updated.Unix() }},
 	} {
 		gauge(b, m.name, m.help)
-		for _, scope := range scopes {
+		for _, scope := range keyring.Scopes {
 			if j, ok := running[scope]; ok {
 				fmt.Fprintf(b, "%s{scope=%q} %d\n", m.name, scope, m.value(j))
 			}
 		}
 	}
 	gauge(b, "pdkeys_job_finished_seconds", "When a rotation of the scope was last done, Unix time.")
-	for _, scope := range scopes {
+	for _, scope := range keyring.Scopes {
 		if at, ok := ended[scope]; ok {
 			fmt.Fprintf(b, "pdkeys_job_finished_seconds{scope=%q} %d\n", scope, at.Unix())
 		}

@@ -2,7 +2,8 @@ package sidecar
 
 import (
 	"context"
-	"sync"
+	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/prototypster/pdvault/keys"
@@ -13,39 +14,42 @@ import (
 // How old a count of the key store may be that is answered with. Counting reads all of it.
 const (
 	inventoryAge = time.Second
-	statusAge    = 10 * time.Second
 	metricsAge   = time.Minute
 )
 
 // inventory is the last count of the key store.
 type inventory struct {
-	mu   sync.Mutex // held while counting; guards all below
-	at   time.Time
-	last *keyring.Inventory
+	changes atomic.Uint64 // of what is counted, as far as they are known here
+	turn    chan struct{} // of one place: taken by who looks at the rest or counts
+	at      time.Time
+	of      uint64 // changes that last is of
+	last    *keyring.Inventory
 }
 
-// inventory returns a count that is at most age old, from a count that may serve several callers.
+// inventory returns a count that is at most age old, from a count that may serve several callers. Each waits
+// for it no longer than its context.
 func (s *Server) inventory(ctx context.Context, age time.Duration) (keyring.Inventory, error) {
-	s.count.mu.Lock()
-	defer s.count.mu.Unlock()
-	now := s.cfg.Now()
-	if since := now.Sub(s.count.at); s.count.last != nil && since >= 0 && since < age {
-		return *s.count.last, nil
+	c := &s.count
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return keyring.Inventory{}, fmt.Errorf("waiting for a count: %w: %w", keys.ErrUnavailable, context.Cause(ctx))
+	}
+	now, changes := s.cfg.Now(), c.changes.Load()
+	if since := now.Sub(c.at); c.last != nil && c.of == changes && since >= 0 && since < age {
+		return *c.last, nil
 	}
 	in, err := s.ring.Inventory(ctx)
 	if err != nil {
 		return keyring.Inventory{}, err
 	}
-	s.count.last, s.count.at = &in, now
+	c.last, c.of, c.at = &in, changes, now
 	return in, nil
 }
 
-// recount makes the next caller count anew: something has changed what is counted.
-func (s *Server) recount() {
-	s.count.mu.Lock()
-	defer s.count.mu.Unlock()
-	s.count.last = nil
-}
+// recount makes the next caller count anew: something has changed what is counted. It waits for nobody.
+func (s *Server) recount() { s.count.changes.Add(1) }
 
 // Inventory implements the call of this name.
 func (s *Server) Inventory(ctx context.Context, _ *keyspb.InventoryRequest) (*keyspb.InventoryResponse, error) {

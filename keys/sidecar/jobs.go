@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -12,12 +13,6 @@ import (
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/keyspb"
 )
-
-// scopes are those of rotations that can be started.
-var scopes = []string{
-	keyring.ScopeKEK, keyring.ScopeSubject, keyring.ScopeAllSubjects, keyring.ScopeIndex, keyring.ScopeToken,
-	keyring.ScopeLedger, keyring.ScopeWitness,
-}
 
 // StartJob implements the call of this name.
 func (s *Server) StartJob(ctx context.Context, req *keyspb.StartJobRequest) (*keyspb.JobResponse, error) {
@@ -29,7 +24,6 @@ func (s *Server) StartJob(ctx context.Context, req *keyspb.StartJobRequest) (*ke
 	if err != nil {
 		return nil, s.refuse("StartJob", err)
 	}
-	s.cfg.Logger.Info("rotation started", "id", job.ID.String(), "scope", job.Scope)
 	return s.jobResponse(job)
 }
 
@@ -57,9 +51,6 @@ func (s *Server) AdvanceJob(ctx context.Context, req *keyspb.AdvanceJobRequest) 
 	job, err := s.ring.AdvanceJob(ctx, id, p)
 	if err != nil {
 		return nil, s.refuse("AdvanceJob", err)
-	}
-	if p.Finish || p.Failure != "" {
-		s.cfg.Logger.Info("rotation ended", "id", job.ID.String(), "scope", job.Scope, "state", job.State)
 	}
 	return s.jobResponse(job)
 }
@@ -114,7 +105,7 @@ func (s *Server) evidence(job keyring.Job) ([]byte, error) {
 }
 
 func startJob(p *keyspb.StartJobRequest) (uuid.UUID, error) {
-	if !slices.Contains(scopes, p.Scope) || !isName(p.By) {
+	if !slices.Contains(keyring.Scopes, p.Scope) || !isName(p.By) {
 		return uuid.Nil, invalid("rotation")
 	}
 	if p.Scope == keyring.ScopeSubject {
@@ -153,33 +144,44 @@ func isCode(s string) bool {
 
 const maxCode = 64
 
+// epochPlan is what is known of the epochs to come, and of those that were.
+type epochPlan struct {
+	next     time.Time // by which the next one is due; zero: none is planned
+	interval time.Duration
+	jobs     []keyring.Job
+}
+
+// epochPlan is asked for before anything is destroyed. It counts nothing, since that takes as long as there are
+// keys, and an erasure must not wait for it.
+func (s *Server) epochPlan(ctx context.Context) (p epochPlan, err error) {
+	if p.next, p.interval, err = s.ring.NextEpoch(ctx); err == nil {
+		p.jobs, err = s.ring.Jobs(ctx)
+	}
+	if err != nil {
+		return epochPlan{}, fmt.Errorf("looking for the next epoch: %w", err)
+	}
+	return p, nil
+}
+
 // deadBy is when the epoch is due that kills every older copy of a bundle which the KEK has wrapped at version.
-// It errs on the late side: an epoch that is overdue, and one under way that this bundle has passed already,
-// are followed by another.
-func (s *Server) deadBy(in keyring.Inventory, jobs []keyring.Job, version uint64) int64 {
-	if in.NextEpoch.IsZero() {
+// It errs on the late side: an epoch that is overdue, one under way that this bundle has passed already, and one that
+// ended since next was read, are followed by another.
+func (p epochPlan) deadBy(now time.Time, version uint64) int64 {
+	if p.next.IsZero() {
 		return 0
 	}
-	due := in.NextEpoch
-	later := s.cfg.Now().Add(in.EpochInterval)
-	passed := slices.ContainsFunc(jobs, func(j keyring.Job) bool {
+	due := p.next
+	for _, j := range p.jobs {
+		if next := j.Finished.Add(p.interval); j.Scope == keyring.ScopeKEK && j.State == keyring.JobDone && next.After(due) {
+			due = next
+		}
+	}
+	later := now.Add(p.interval)
+	passed := slices.ContainsFunc(p.jobs, func(j keyring.Job) bool {
 		return j.Scope == keyring.ScopeKEK && j.State == keyring.JobRunning && version >= j.Target
 	})
-	if due.Before(s.cfg.Now()) || passed && due.Before(later) {
+	if due.Before(now) || passed && due.Before(later) {
 		due = later
 	}
 	return due.UnixMilli()
-}
-
-// epochPlan is what deadBy needs, asked for before anything is destroyed.
-func (s *Server) epochPlan(ctx context.Context) (keyring.Inventory, []keyring.Job, error) {
-	in, err := s.inventory(ctx, statusAge)
-	if err != nil {
-		return keyring.Inventory{}, nil, fmt.Errorf("looking for the next epoch: %w", err)
-	}
-	jobs, err := s.ring.Jobs(ctx)
-	if err != nil {
-		return keyring.Inventory{}, nil, fmt.Errorf("looking for the next epoch: %w", err)
-	}
-	return in, jobs, nil
 }

@@ -159,6 +159,7 @@ func TestInventoryIsCountedAtMostOncePerSecond(t *testing.T) {
 func TestResealing(t *testing.T) {
 	w := sidecartest.Bound(t)
 	fake := w.FakeKeys()
+	fake.RotateSubjects(2)
 	id := uuid.New()
 	field := &keyspb.ResealItem{Collection: "profile", Field: "email", Version: 3, Ciphertext: []byte("a")}
 	resp, err := w.Server.Reseal(t.Context(), &keyspb.ResealRequest{Rotation: 2, Subjects: []*keyspb.ResealSubject{
@@ -201,7 +202,7 @@ func TestResealing(t *testing.T) {
 		"detail with version":    {Kind: keyspb.ResealItem_DETAIL, Version: 1, Ciphertext: []byte("a")},
 		"kind that is not known": {Kind: 7, Ciphertext: []byte("a")},
 	} {
-		resp, err := w.Server.Reseal(t.Context(), &keyspb.ResealRequest{Subjects: []*keyspb.ResealSubject{{Subject: id[:], Items: []*keyspb.ResealItem{item}}}})
+		resp, err := w.Server.Reseal(t.Context(), &keyspb.ResealRequest{Rotation: 2, Subjects: []*keyspb.ResealSubject{{Subject: id[:], Items: []*keyspb.ResealItem{item}}}})
 		if err != nil || resp.Subjects[0].Code != keyspb.Code_INVALID {
 			t.Errorf("%s: %v, %v", name, resp, err)
 		}
@@ -216,9 +217,63 @@ func TestResealing(t *testing.T) {
 	}
 }
 
+// TestSubjectsKeysChangeInARotationOnly: who holds the socket, and no more, can neither make nor drop a key beside a
+// job that others see.
+func TestSubjectsKeysChangeInARotationOnly(t *testing.T) {
+	id, other := uuid.New(), uuid.New()
+	job := func(scope, state string, target uint64) keyring.Job {
+		j := keyring.Job{ID: uuid.New(), Scope: scope, State: state, Target: target, Recorded: -1}
+		if scope == keyring.ScopeSubject {
+			j.Subject = id
+		}
+		return j
+	}
+	for name, tt := range map[string]struct {
+		job      keyring.Job
+		subjects []uuid.UUID
+		ok       bool
+	}{
+		"of all":                  {job(keyring.ScopeAllSubjects, keyring.JobRunning, 2), []uuid.UUID{id, other}, true},
+		"of the one":              {job(keyring.ScopeSubject, keyring.JobRunning, 2), []uuid.UUID{id, id}, true},
+		"of another one":          {job(keyring.ScopeSubject, keyring.JobRunning, 2), []uuid.UUID{id, other}, false},
+		"over":                    {job(keyring.ScopeAllSubjects, keyring.JobDone, 2), []uuid.UUID{id}, false},
+		"failed":                  {job(keyring.ScopeAllSubjects, keyring.JobFailed, 2), []uuid.UUID{id}, false},
+		"of another number":       {job(keyring.ScopeAllSubjects, keyring.JobRunning, 3), []uuid.UUID{id}, false},
+		"of the KEK, same number": {job(keyring.ScopeKEK, keyring.JobRunning, 2), []uuid.UUID{id}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := sidecartest.Bound(t)
+			fake := w.FakeKeys()
+			fake.SetJobs(tt.job)
+			reseal, retire := &keyspb.ResealRequest{Rotation: 2}, &keyspb.RetireRequest{Rotation: 2}
+			for _, s := range tt.subjects {
+				reseal.Subjects = append(reseal.Subjects, &keyspb.ResealSubject{Subject: s[:]})
+				retire.Subjects = append(retire.Subjects, s[:])
+			}
+			_, resealErr := w.Server.Reseal(t.Context(), reseal)
+			_, retireErr := w.Server.Retire(t.Context(), retire)
+			asked := len(fake.Asked())
+			if tt.ok {
+				if resealErr != nil || retireErr != nil || asked == 0 {
+					t.Errorf("refused: %v, %v", resealErr, retireErr)
+				}
+				return
+			}
+			for _, err := range []error{resealErr, retireErr} {
+				if codeOf(t, err) != keyspb.Code_NO_JOB {
+					t.Errorf("got %v", err)
+				}
+			}
+			if asked > 0 {
+				t.Errorf("the keyring was asked: %q", fake.Asked())
+			}
+		})
+	}
+}
+
 func TestRetiringAndReindexing(t *testing.T) {
 	w := sidecartest.Bound(t)
-	w.FakeKeys()
+	w.FakeKeys().RotateSubjects(2)
 	id := uuid.New()
 	retired, err := w.Server.Retire(t.Context(), &keyspb.RetireRequest{Rotation: 2, Subjects: [][]byte{id[:], nil, id[:]}})
 	if err != nil || !slices.Equal(retired.Codes, []keyspb.Code{keyspb.Code_OK, keyspb.Code_INVALID, keyspb.Code_OK}) {

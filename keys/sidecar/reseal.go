@@ -1,7 +1,9 @@
 package sidecar
 
 import (
+	"bytes"
 	"context"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -10,13 +12,38 @@ import (
 	"github.com/prototypster/pdvault/keys/keyspb"
 )
 
-// Reseal implements the call of this name. What is sealed again is never handed out: plaintext stays between two
-// lines of the keyring.
-//
-// A rotation that was never begun is refused: bundles that name it would be passed over by those to come.
+// underWay returns keys.ErrNoJob unless a rotation of the keys of these subjects is under way, of just that number.
+// So a client cannot make or drop keys beside a job, which is counted, logged, seen by the team and recorded in the
+// ledger when it is done; nor make bundles name a rotation that was never begun, which those to come would pass over.
+func (s *Server) underWay(ctx context.Context, rotation uint32, subjects ...[]byte) error {
+	jobs, err := s.ring.Jobs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		if j.State != keyring.JobRunning || j.Target != uint64(rotation) {
+			continue
+		}
+		others := slices.ContainsFunc(subjects, func(b []byte) bool { return !bytes.Equal(b, j.Subject[:]) })
+		if j.Scope == keyring.ScopeAllSubjects || j.Scope == keyring.ScopeSubject && !others {
+			return nil
+		}
+	}
+	return refuse(keys.ErrNoJob, whyNoRotation)
+}
+
+// Reseal implements the call of this name, for the driver of a rotation that is under way. What is sealed again is
+// never handed out: plaintext stays between two lines of the keyring.
 func (s *Server) Reseal(ctx context.Context, req *keyspb.ResealRequest) (*keyspb.ResealResponse, error) {
-	if req.Rotation > s.ring.Rotation() || len(req.Subjects) == 0 || len(req.Subjects) > MaxItems || countItems(req.Subjects) > MaxResealItems {
+	if len(req.Subjects) == 0 || len(req.Subjects) > MaxItems || countItems(req.Subjects) > MaxResealItems {
 		return nil, failure(keyspb.Code_INVALID, whyMessage)
+	}
+	ids := make([][]byte, len(req.Subjects))
+	for i, subject := range req.Subjects {
+		ids[i] = subject.GetSubject()
+	}
+	if err := s.underWay(ctx, req.Rotation, ids...); err != nil {
+		return nil, s.refuse("Reseal", err)
 	}
 	resp := &keyspb.ResealResponse{Subjects: make([]*keyspb.ResealedSubject, len(req.Subjects))}
 	batch := make([]keyring.ResealSubject, 0, len(req.Subjects))
@@ -59,10 +86,15 @@ func countItems(subjects []*keyspb.ResealSubject) (n int) {
 	return n
 }
 
-// Retire implements the call of this name. It takes no proof: who may write ciphertexts can lose them anyway.
+// Retire implements the call of this name, for the driver of a rotation that is under way. That everything was
+// sealed again it takes the driver's word for: who may write ciphertexts can lose them anyway. But then a backup of
+// the data is of no use either, so it is never done without a trace.
 func (s *Server) Retire(ctx context.Context, req *keyspb.RetireRequest) (*keyspb.RetireResponse, error) {
 	if len(req.Subjects) == 0 || len(req.Subjects) > MaxItems {
 		return nil, failure(keyspb.Code_INVALID, whyMessage)
+	}
+	if err := s.underWay(ctx, req.Rotation, req.Subjects...); err != nil {
+		return nil, s.refuse("Retire", err)
 	}
 	resp := &keyspb.RetireResponse{Codes: make([]keyspb.Code, len(req.Subjects))}
 	batch := make([]uuid.UUID, 0, len(req.Subjects))
@@ -83,9 +115,13 @@ func (s *Server) Retire(ctx context.Context, req *keyspb.RetireRequest) (*keyspb
 		if err != nil {
 			return nil, failure(keys.CodeOf(err), "")
 		}
+		retired := 0
 		for j, err := range out {
-			resp.Codes[where[j]] = keys.CodeOf(err)
+			if resp.Codes[where[j]] = keys.CodeOf(err); err == nil {
+				retired++
+			}
 		}
+		s.cfg.Logger.Info("older keys of subjects were dropped", "items", retired, "target", req.Rotation)
 	}
 	resp.Generation = s.ring.Generation()
 	return resp, nil

@@ -55,7 +55,6 @@ type Keyring interface {
 
 	// DestroyRef must give keys.ErrProofRefused for a subject whose reference is not ref.
 	DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, reason string) (keyring.Destroyed, error)
-	Rotation() uint32
 	Reseal(ctx context.Context, rotation uint32, subjects []keyring.ResealSubject) ([]keyring.ResealedSubject, error)
 	Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error)
 	Reindex(ctx context.Context, subjects []keyring.ReindexSubject) ([]keyring.ReindexedSubject, error)
@@ -64,6 +63,7 @@ type Keyring interface {
 	Jobs(ctx context.Context) ([]keyring.Job, error)
 	AdvanceJob(ctx context.Context, id uuid.UUID, p keyring.Progress) (keyring.Job, error)
 	Inventory(ctx context.Context) (keyring.Inventory, error)
+	NextEpoch(ctx context.Context) (due time.Time, interval time.Duration, err error)
 
 	// LoadState returns nil when nothing was saved under name. SaveState is durable when it returns nil.
 	LoadState(ctx context.Context, name string) ([]byte, error)
@@ -121,6 +121,7 @@ type Server struct {
 	budget  *budget
 	alarm   alarm // of the budget
 	count   inventory
+	rewinds []Rewound // known at the start: none is made while a sidecar serves
 
 	probe struct {
 		sync.Mutex // held during a probe; guards the members below
@@ -151,11 +152,15 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, ring: cfg.Keyring, id: cfg.Keyring.SidecarID(), budget: newBudget(cfg.Budget, cfg.Now)}
+	s.count.turn = make(chan struct{}, 1)
 	cosigner, err := newCosigner(witnessName(cfg.Instance, s.id), cfg.Keyring)
 	if err != nil {
 		return nil, fmt.Errorf("preparing witness key: %w", err)
 	}
 	if s.witness, err = loadWitness(ctx, cfg.Keyring, cosigner, cfg.Now); err != nil {
+		return nil, err
+	}
+	if s.rewinds, err = Rewinds(ctx, cfg.Keyring); err != nil {
 		return nil, err
 	}
 	s.served = newServed(s.witness.size(), cfg.Now)
@@ -282,9 +287,12 @@ func (s *Server) Status(ctx context.Context, _ *keyspb.StatusRequest) (*keyspb.S
 	if bound.origin != "" {
 		r.WitnessedRoot = seen.Root[:]
 	}
+	for _, w := range s.rewinds {
+		r.Rewinds = append(r.Rewinds, &keyspb.Rewind{LostSize: w.Lost.Size, LostRoot: w.Lost.Root[:], Size: w.Size, At: w.At.UnixMilli()})
+	}
 	// A status that lacks the next epoch is of more use than none.
-	if in, err := s.inventory(ctx, statusAge); err == nil {
-		r.NextEpoch = unixMilli(in.NextEpoch)
+	if next, _, err := s.ring.NextEpoch(ctx); err == nil {
+		r.NextEpoch = unixMilli(next)
 	}
 	return r, nil
 }

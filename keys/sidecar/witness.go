@@ -74,7 +74,6 @@ type outcome struct {
 }
 
 func loadWitness(ctx context.Context, ring Keyring, c *cosigner, now func() time.Time) (*witness, error) {
-	w := &witness{ring: ring, now: now, cosigner: c, moved: make(chan struct{})}
 	bound, err := ring.LoadState(ctx, stateBound)
 	if err != nil {
 		return nil, fmt.Errorf("loading the ledger's binding: %w", err)
@@ -83,6 +82,17 @@ func loadWitness(ctx context.Context, ring Keyring, c *cosigner, now func() time
 	if err != nil {
 		return nil, fmt.Errorf("loading the witnessed checkpoint: %w", err)
 	}
+	w, err := parseMemory(bound, seen)
+	if err != nil {
+		return nil, err
+	}
+	w.ring, w.now, w.cosigner, w.moved = ring, now, c, make(chan struct{})
+	return w, nil
+}
+
+// parseMemory returns a witness that knows what the two states say.
+func parseMemory(bound, seen []byte) (w *witness, err error) {
+	w = new(witness)
 	if bound == nil {
 		if seen != nil {
 			return nil, fmt.Errorf("%w: a checkpoint but no ledger", ErrState)

@@ -176,17 +176,25 @@ func (i *instance) read(caller, subject, purpose, fields string) stack.Answer {
 	return i.call(caller, "GET", fmt.Sprintf(readPath, subject, purpose, fields), "")
 }
 
-// verifyLedger exports the log and has pdaudit verify it. It returns pdaudit's report.
+// verifyLedger exports the log and has pdaudit verify it, with the evidence of every rotation. It returns pdaudit's
+// report.
 func (i *instance) verifyLedger() string {
 	i.t.Helper()
 	dir := filepath.Join(i.t.TempDir(), "log")
 	if _, err := i.pdvault("auditor", "records", "export", dir); err != nil {
 		i.t.Fatalf("exporting the log: %v", err)
 	}
-	ledgerKey, witnessKey := i.publicKeys()
-	out, err := i.Output(i.t.Context(), "pdaudit", "verify", "ledger", dir, "--ledger-key", ledgerKey, "--witness-key", witnessKey)
+	ledgerKey, _ := i.publicKeys()
+	args := []string{"verify", "ledger", dir, "--ledger-key", ledgerKey}
+	for _, key := range i.witnessKeys() {
+		args = append(args, "--witness-key", key)
+	}
+	out, err := i.Output(i.t.Context(), "pdaudit", args...)
 	if err != nil {
 		i.t.Fatalf("pdaudit: %v\n%s", err, out)
+	}
+	if strings.Contains(string(out), "but for the evidence") {
+		i.t.Errorf("the evidence of a rotation was not verified:\n%s", out)
 	}
 	return string(out)
 }

@@ -657,17 +657,21 @@ func (i *instance) allowed(caller string, c call, n int, bundle []byte) bool {
 		"POST /v1/subjects":                             fmt.Sprintf(`{"records":{"profile":{"email":"caller%d@example.org"}}}`, n),
 		"PUT /v1/subjects/{id}/records/{collection}":    person(n),
 		"PATCH /v1/subjects/{id}/records/{collection}":  `{"displayName":"Other"}`,
+		"DELETE /v1/subjects/{id}":                      `{"reason":"subject-request"}`,
 		"PUT /v1/subjects/{id}/restriction":             `{"reason":"contested"}`,
 		"POST /v1/reads":                                `{"purpose":"order-fulfilment","reads":[{` + read + `}]}`,
 		"POST /v1/lookups":                              fmt.Sprintf(`{"purpose":"order-fulfilment","collection":"profile","field":"email","value":"person%d@example.org"}`, n),
 		"POST /v1/verifications":                        fmt.Sprintf(`{"purpose":"account","subject":%q,"collection":"profile","field":"email","value":"x@example.org"}`, subject),
 		"POST /v1/access-checks":                        `{"purpose":"order-fulfilment",` + read + `}`,
 		"POST /v1/subjects/{id}/consents":               `{"purpose":"newsletter","separate_document":true}`,
+		"POST /v1/keys/rotations":                       `{"scope":"token"}`,
 		"POST /v1/policy":                               string(bundle),
 		"DELETE /v1/subjects/{id}/records/{collection}": "",
 		"DELETE /v1/subjects/{id}/restriction":          "",
 		"GET /v1/subjects/{id}/records/{collection}":    "",
 		"POST /v1/consents/{id}/withdrawal":             "",
+		"GET /v1/erasures/{id}":                         "",
+		"GET /v1/keys/rotations/{id}":                   "",
 		"GET /v1/policy/versions/{version}":             "",
 		"GET /v1/access-records/{index}":                "",
 		"GET /v1/access-records/{index}/proof":          "",
@@ -675,9 +679,14 @@ func (i *instance) allowed(caller string, c call, n int, bundle []byte) bool {
 	}
 	path := c.path
 	id := subject
-	if strings.Contains(path, "/consents/{id}") {
+	switch {
+	case strings.Contains(path, "/consents/{id}"):
 		receipt := i.want(http.StatusCreated, "shop", "POST", "/v1/subjects/"+subject+"/consents", `{"purpose":"newsletter","separate_document":true}`)
 		id = receipt["record_id"].(string)
+	case strings.Contains(path, "/erasures/{id}"):
+		id = i.want(http.StatusOK, "privacy", "DELETE", "/v1/subjects/"+subject, `{"reason":"subject-request"}`)["id"].(string)
+	case strings.Contains(path, "/rotations/{id}"):
+		id = i.want(http.StatusAccepted, "security", "POST", "/v1/keys/rotations", `{"scope":"token"}`)["id"].(string)
 	}
 	for from, to := range map[string]string{"{id}": id, "{collection}": "profile", "{version}": "1", "{index}": "0", "{path}": "0/000.p/1"} {
 		path = strings.ReplaceAll(path, from, to)
@@ -689,7 +698,7 @@ func (i *instance) allowed(caller string, c call, n int, bundle []byte) bool {
 	if c.method == "PATCH" {
 		header = append(header, "Content-Type", "application/merge-patch+json")
 	}
-	if c.method == "GET" || c.method == "POST" || strings.HasSuffix(c.path, "restriction") {
+	if c.method == "GET" || c.method == "POST" || strings.HasSuffix(c.path, "restriction") || strings.HasSuffix(c.path, "subjects/{id}") {
 		header = header[2:]
 	}
 	a := i.call(caller, c.method, path, bodies[c.method+" "+c.path], header...)
@@ -825,6 +834,8 @@ var refusals = []refusal{
 	{"connecting to the sidecar", 1, "pdvault", edited("pdvault.yaml", "pdkeys.sock}", "nobody.sock, wait: 1s}")},
 	{"key-encryption key", 4, "pdkeys", edited("pdkeys.yaml", "{type: local, local: {path: root.key}}",
 		"{type: hcvault, hcvault: {address: \"http://127.0.0.1:1\", key: pdvault, allow_plain_http_on_loopback: true, approle: {role_id_file: tokens, secret_id_file: tokens}}}")},
+	{"key-encryption key version is retired", 4, "pdkeys", fromBeforeAnEpoch("keys")},
+	{"key-encryption key is missing", 4, "pdkeys", fromBeforeAnEpoch("root.key")},
 	{"there is no root key", 3, "pdkeys", renamed("root.key")},
 	{"there is none in", 3, "pdkeys", renamed("keys")},
 }
@@ -871,6 +882,33 @@ func olderKeys(t *testing.T, i *instance) func(*testing.T) {
 	undo := older(t, i, "keys", stop)
 	startKeys(t, i)
 	return undo
+}
+
+// fromBeforeAnEpoch puts a copy of what the sidecar keeps under name back that was made before an epoch.
+func fromBeforeAnEpoch(name string) func(*testing.T, *instance) func(*testing.T) {
+	return func(t *testing.T, i *instance) func(*testing.T) {
+		copied := i.Path("before")
+		if err := exec.Command("cp", "-a", i.Path(name), copied).Run(); err != nil {
+			t.Fatal(err)
+		}
+		startKeys(t, i)
+		for _, args := range [][]string{{"epoch"}, {"jobs", "--follow"}} {
+			if out, err := i.Output(t.Context(), "pdkeys", append(args, "--config", i.Path("pdkeys.yaml"))...); err != nil {
+				t.Fatalf("%v: %v\n%s", args, err, out)
+			}
+		}
+		if err := i.Keys.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		move(t, i.Path(name), i.Path(name+".after"))
+		move(t, copied, i.Path(name))
+		return func(t *testing.T) {
+			if err := os.RemoveAll(i.Path(name)); err != nil {
+				t.Fatal(err)
+			}
+			move(t, i.Path(name+".after"), i.Path(name))
+		}
+	}
 }
 
 func startKeys(t *testing.T, i *instance) {

@@ -157,8 +157,11 @@ func printErasure(w io.Writer, r erasure.Report) {
 	line("erased", c.Time)
 	line("key gone", c.DestroyedAt)
 	switch {
-	case c.Status == erasure.Final:
+	case r.Evidence != nil:
 		fmt.Fprintf(w, "OK: the erasure is in the ledger and final: no backup opens since %s\n", c.BackupsDead)
+	case c.Status == erasure.Final:
+		fmt.Fprintf(w, "OK: the erasure is in the ledger and final: no backup opens since %s, by the operator's word: "+
+			"no witness key of the sidecar was given to verify the evidence with\n", c.BackupsDead)
 	case c.BackupsDeadBy != "":
 		fmt.Fprintf(w, "OK: the erasure is in the ledger; backups of the key store may open until the next epoch, which is due by %s\n", c.BackupsDeadBy)
 	default:

@@ -23,7 +23,7 @@ func (k *keyFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	// Arrays and not slices: keys are base64 and names may hold commas.
 	f.StringArrayVar(&k.ledger, "ledger-key", nil, "public key of the ledger (name+hash+key), or a file that holds it; may be repeated when it was replaced")
-	f.StringArrayVar(&k.witnesses, "witness-key", nil, "public key of a witness, or a file that holds it; may be repeated")
+	f.StringArrayVar(&k.witnesses, "witness-key", nil, "public key of a witness, or a file that holds it; may be repeated, also for the keys that one witness has had")
 	f.IntVar(&k.quorum, "quorum", -1, "how many of the witnesses must have cosigned (default: all that are given)")
 	cobra.CheckErr(cmd.MarkFlagRequired("ledger-key"))
 }
@@ -53,7 +53,7 @@ func (k *keyFlags) load() (keyring, error) {
 		return keyring{}, errors.New("--ledger-key is required")
 	}
 	ring.ledger = verify.AnyKey(ledger[0], ledger[1:]...)
-	seen := make(map[string]bool)
+	seen, names := make(map[string]bool), make(map[string]bool)
 	for _, w := range k.witnesses {
 		text, err := keyText(w)
 		if err != nil {
@@ -64,16 +64,16 @@ func (k *keyFlags) load() (keyring, error) {
 			return keyring{}, fmt.Errorf("--witness-key: %w", err)
 		}
 		if !seen[text] { // the same key twice is one witness
-			seen[text] = true
+			seen[text], names[v.Name()] = true, true
 			ring.witnesses = append(ring.witnesses, v)
 		}
 	}
 	ring.quorum = k.quorum
 	if ring.quorum < 0 {
-		ring.quorum = len(ring.witnesses)
+		ring.quorum = len(names)
 	}
-	if ring.quorum > len(ring.witnesses) {
-		return keyring{}, fmt.Errorf("--quorum %d: only %d witness keys are given", ring.quorum, len(ring.witnesses))
+	if ring.quorum > len(names) { // keys of one name are those that one witness has had
+		return keyring{}, fmt.Errorf("--quorum %d: only %d witnesses are given", ring.quorum, len(names))
 	}
 	return ring, nil
 }

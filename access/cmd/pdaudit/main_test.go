@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
@@ -41,6 +42,7 @@ var epoch = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
 //	log/         300 entries, cosigned: a policy, ada's consent, reads of hers and of bob's
 //	unlawful/    the same, with a read behind the withdrawal of its consent
 //	forged/      the same as log/ with entry 100 about somebody else, all tiles fitting, signed by the ledger key
+//	restored/    the first 150 entries of log/, restored from a backup, and 100 others
 //	old.checkpoint, newer.checkpoint   of log/ at 200, and of size 400
 //	2.tlog-proof, 2.json               a proof from log/ and its entry
 //	erasures/    a ledger in which ada was erased and an epoch has ended since, and bob's erasure is pending
@@ -80,6 +82,19 @@ func writeFixtures(env *testscript.Env) error {
 		err = f.write("newer.checkpoint", f.sign(newLog(tell(bundle, 400, false)).checkpoint(400)))
 	}
 	if err == nil {
+		restored := tell(bundle, 250, false)
+		lost := log.checkpoint(200)
+		restored[150] = verify.Entry{ID: "id-150", Time: restored[150].Time, Kind: verify.KindLedgerRestored,
+			Restored: &verify.Restored{Backup: "backup-1", Size: 150, Lost: lost.Size, LostRoot: lost.Root.String()}}
+		err = f.export("restored", newLog(restored), bundles)
+	}
+	if err == nil {
+		err = f.write("before.checkpoint", f.sign(log.checkpoint(150)))
+	}
+	if err == nil {
+		err = f.write("within.checkpoint", f.sign(log.checkpoint(180)))
+	}
+	if err == nil {
 		err = f.write("2.json", append(log.entries[2], '\n'))
 	}
 	if err == nil {
@@ -113,7 +128,8 @@ func writeErasures(f fixtures, bundle *policy.Bundle, bundles map[int64][]byte) 
 			Erasure: &verify.Erasure{ID: "cert-1", Generation: 9, KEKVersion: 2, DeadBy: "2026-11-29T10:00:00.000Z"}},
 		verify.Entry{Kind: verify.KindSubjectErased, SubjectRef: ref("bob"), Reason: "account-closed", DetailCommit: commit,
 			Erasure: &verify.Erasure{ID: "cert-2", Method: verify.MethodCryptographicErase}},
-		verify.Entry{Kind: verify.KindKeyEpoch, Keys: &verify.KeyChange{Scope: "kek", Job: "j1", Version: 3, Total: 4}},
+		verify.Entry{Kind: verify.KindKeyEpoch, Keys: &verify.KeyChange{Scope: "kek", Job: "j1", Version: 3, Total: 4,
+			Started: verify.FormatTime(epoch), Finished: verify.FormatTime(epoch.Add(20 * time.Second)), Evidence: f.evidence}},
 	)
 	for i := range entries {
 		entries[i].ID, entries[i].Time = fmt.Sprintf("id-%d", i), verify.FormatTime(epoch.Add(time.Duration(i)*time.Second))
@@ -181,6 +197,20 @@ func makeKeys(env *testscript.Env) (f fixtures, err error) {
 	env.Setenv("WITNESS", witnessKey)
 	env.Setenv("OTHER", otherKey)
 	env.Setenv("OTHERWITNESS", otherWitness)
+	for _, name := range []string{"OTHERSIDECAR", "SIDECAR"} {
+		seed, key, err := verify.GenerateCosignerKey(rand.Reader, "main/witness/s1")
+		if err != nil {
+			return f, err
+		}
+		env.Setenv(name, key)
+		signed, err := verify.SignEvidence(verify.KeyEvidence{
+			Instance: "main", Sidecar: "s1", Job: "j1", Scope: "kek", Target: 3, Total: 4, Started: epoch, Finished: epoch.Add(20 * time.Second),
+		}, key, func(msg []byte) ([]byte, error) { return ed25519.Sign(ed25519.NewKeyFromSeed(seed), msg), nil })
+		if err != nil {
+			return f, err
+		}
+		f.evidence = string(signed) // of SIDECAR, the last
+	}
 	return f, nil
 }
 
@@ -269,6 +299,7 @@ type fixtures struct {
 	ledgerKey string
 	signer    note.Signer
 	cosigner  *verify.Cosigner
+	evidence  string // of the epoch
 }
 
 func (f fixtures) sign(cp verify.Checkpoint) []byte {

@@ -105,9 +105,16 @@ func quoteIfOdd(s string) string {
 	return s
 }
 
+// extends reports whether the log was found to extend the earlier checkpoint.
+func extends(r *verify.Report) bool {
+	return !slices.ContainsFunc(r.Problems, func(p verify.Problem) bool {
+		return p.Code == verify.CodeEarlier || p.Code == verify.CodeRestored
+	})
+}
+
 func printReport(w io.Writer, r *verify.Report) {
 	printCheckpoint(w, r.Checkpoint, r.Cosignatures)
-	if r.Earlier != nil {
+	if r.Earlier != nil && extends(r) {
 		fmt.Fprintf(w, "extends     the earlier checkpoint of size %d\n", r.Earlier.Size)
 	}
 	fmt.Fprintf(w, "entries     %d", r.Entries)
@@ -135,7 +142,12 @@ func printReport(w io.Writer, r *verify.Report) {
 		fmt.Fprintf(w, "erasures    %d subjects erased, %d keys destroyed, %d pending\n", x.Erased, x.Destroyed, x.Pending)
 	}
 	if k := r.Keys; k != (verify.KeyCounts{}) {
-		fmt.Fprintf(w, "rotations   %d epochs, %d others; %d subjects sealed or indexed again\n", k.Epochs, k.Rotations, k.Resealed)
+		fmt.Fprintf(w, "rotations   %d epochs, %d others, %d with evidence that was verified; %d subjects sealed or indexed again\n",
+			k.Epochs, k.Rotations, k.Proven, k.Resealed)
+	}
+	for _, x := range r.Restores {
+		fmt.Fprintf(w, "restored    by entry %d from backup %s: %d entries that the log held from %d on are lost\n",
+			x.Index, quoteIfOdd(x.Backup), x.Lost-x.Size, x.Size)
 	}
 	fmt.Fprintf(w, "policies    %d bundles have the published hash", r.Policies)
 	if len(r.Absent) > 0 {
@@ -153,10 +165,17 @@ func printReasons(w io.Writer, what string, reasons map[string]int64) {
 
 // reservation says what an outcome that is good leaves open.
 func reservation(r *verify.Report) string {
-	if r.Access.Partly == 0 {
+	var open []string
+	if r.Access.Partly > 0 {
+		open = append(open, fmt.Sprintf("the policy's own rules in %d reads: their bundles are not in the export", r.Access.Partly))
+	}
+	if n := r.Keys.Epochs + r.Keys.Rotations - r.Keys.Proven; n > 0 {
+		open = append(open, fmt.Sprintf("the evidence of %d rotations: the witness keys that made it were not given", n))
+	}
+	if len(open) == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", but for the policy's own rules in %d reads: their bundles are not in the export", r.Access.Partly)
+	return ", but for " + strings.Join(open, "; and for ")
 }
 
 func printProblems(w io.Writer, r *verify.Report) {

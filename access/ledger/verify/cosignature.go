@@ -63,8 +63,12 @@ func (c *Cosigner) Name() string { return c.name }
 
 // VerifierKey returns the public key in vkey form, for [NewCosignatureVerifier].
 func (c *Cosigner) VerifierKey() string {
-	key := cosignatureKey(c.key.Public().(ed25519.PublicKey))
-	return fmt.Sprintf("%s+%08x+%s", c.name, keyHash(c.name, key), base64.StdEncoding.EncodeToString(key))
+	return cosignatureVerifierKey(c.name, c.key.Public().(ed25519.PublicKey))
+}
+
+func cosignatureVerifierKey(name string, pub ed25519.PublicKey) string {
+	key := cosignatureKey(pub)
+	return fmt.Sprintf("%s+%08x+%s", name, keyHash(name, key), base64.StdEncoding.EncodeToString(key))
 }
 
 // At returns a signer whose cosignatures carry the time t.
@@ -145,24 +149,26 @@ func (v *cosignatureVerifier) Verify(msg, sig []byte) bool {
 type Cosignature struct {
 	Name string    `json:"name"`
 	Time time.Time `json:"time"`
+	Key  uint32    `json:"-"` // id of the key: a witness that is changing its key signs with each of two
 }
 
 // Cosignatures returns the cosignatures on n, as opened by [OpenCheckpoint], by different ones of the
-// witnesses given. Its length is what a quorum counts.
+// witnesses given. Its length is what a quorum counts. A witness is known by its name: several keys of one name
+// are those that it has had, and count once.
 func Cosignatures(n *note.Note, witnesses ...note.Verifier) []Cosignature {
 	var out []Cosignature
-	seen := make(map[uint32]bool)
+	seen := make(map[string]bool)
 	for _, w := range witnesses {
 		for _, sig := range n.Sigs {
-			if sig.Name != w.Name() || sig.Hash != w.KeyHash() || seen[sig.Hash] {
+			if sig.Name != w.Name() || sig.Hash != w.KeyHash() || seen[sig.Name] {
 				continue
 			}
 			t, err := CosignatureTime(sig)
 			if err != nil {
 				continue // a key of another type signed; it is no cosignature
 			}
-			seen[sig.Hash] = true
-			out = append(out, Cosignature{Name: sig.Name, Time: t})
+			seen[sig.Name] = true
+			out = append(out, Cosignature{Name: sig.Name, Time: t, Key: sig.Hash})
 		}
 	}
 	return out

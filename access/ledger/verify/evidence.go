@@ -15,9 +15,14 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// ErrEvidence is returned for bytes that are not one well-formed statement about a rotation, signed with the
-// witness key that is given.
-var ErrEvidence = errors.New("verify: malformed or foreign evidence of a rotation")
+var (
+	// ErrEvidence is returned for bytes that are not one well-formed statement about a rotation, signed with the
+	// witness key that is given.
+	ErrEvidence = errors.New("verify: malformed or foreign evidence of a rotation")
+	// ErrEvidenceKey is returned for evidence that none of the witness keys given can have made: it is not known
+	// to be true or false.
+	ErrEvidenceKey = errors.New("verify: evidence of a rotation is by a witness key that was not given")
+)
 
 // KeyEvidence is what a sidecar states about a rotation that is finished: that everything is on version Target
 // or newer, and how much is not. Its text is
@@ -140,12 +145,11 @@ func evidenceSigner(witnessKey string) (instance, sidecar string, pub ed25519.Pu
 	if err != nil {
 		return "", "", nil, fmt.Errorf("%w: %w", ErrEvidence, err)
 	}
-	const role = "/witness/"
-	i := strings.LastIndex(v.Name(), role)
+	i := strings.LastIndex(v.Name(), witnessRole)
 	if i < 0 {
 		return "", "", nil, fmt.Errorf("%w: the key is not named as a sidecar's", ErrEvidence)
 	}
-	return v.Name()[:i], v.Name()[i+len(role):], v.(*cosignatureVerifier).key, nil
+	return v.Name()[:i], v.Name()[i+len(witnessRole):], v.(*cosignatureVerifier).key, nil
 }
 
 // OpenEvidence verifies evidence against the witness key of the sidecar that must have made it, as checkpoints
@@ -188,6 +192,65 @@ func OpenEvidence(signed []byte, witnessKey string) (KeyEvidence, error) {
 	}
 	return e, nil
 }
+
+// CheckEvidence verifies the evidence of the rotation that k ends: that one of witnesses, which are keys of a sidecar,
+// has made it and that it says what k says. Errors are ErrEvidenceKey and ErrEvidence, which absence is too.
+func (k KeyChange) CheckEvidence(witnesses ...note.Verifier) (KeyEvidence, error) {
+	if k.Evidence == "" {
+		return KeyEvidence{}, fmt.Errorf("%w: there is none", ErrEvidence)
+	}
+	witnessKey, err := evidenceBy(k.Evidence, witnesses)
+	if err != nil {
+		return KeyEvidence{}, err
+	}
+	e, err := OpenEvidence([]byte(k.Evidence), witnessKey)
+	switch {
+	case err != nil:
+		return KeyEvidence{}, err
+	case e.Job != k.Job, e.Scope != k.Scope, e.Target != k.Version, e.Total != k.Total, e.Left != k.Left,
+		FormatTime(e.Started) != k.Started, FormatTime(e.Finished) != k.Finished:
+		return KeyEvidence{}, fmt.Errorf("%w: it is about another rotation, or says something else of it", ErrEvidence)
+	}
+	return e, nil
+}
+
+// evidenceBy returns the one of witnesses that evidence names as its signer.
+func evidenceBy(signed string, witnesses []note.Verifier) (witnessKey string, err error) {
+	_, err = note.Open([]byte(signed), note.VerifierList())
+	var unverified *note.UnverifiedNoteError
+	if !errors.As(err, &unverified) {
+		return "", fmt.Errorf("%w: not a signed note", ErrEvidence)
+	}
+	for _, w := range SidecarWitnesses(witnesses...) {
+		key := w.(*cosignatureVerifier)
+		witnessKey = cosignatureVerifierKey(key.name, key.key)
+		instance, sidecar, pub, err := evidenceSigner(witnessKey)
+		if err != nil {
+			return "", err
+		}
+		name := evidenceName(instance, sidecar)
+		for _, sig := range unverified.Note.UnverifiedSigs {
+			if sig.Name == name && sig.Hash == keyHash(name, evidencePublic(pub)) {
+				return witnessKey, nil
+			}
+		}
+	}
+	return "", ErrEvidenceKey
+}
+
+// SidecarWitnesses returns those of witnesses that are keys of a sidecar, by their names. Only they make evidence.
+func SidecarWitnesses(witnesses ...note.Verifier) []note.Verifier {
+	var out []note.Verifier
+	for _, w := range witnesses {
+		if key, ok := w.(*cosignatureVerifier); ok && strings.Contains(key.name, witnessRole) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// witnessRole stands between instance and sidecar in the name of a sidecar's witness key.
+const witnessRole = "/witness/"
 
 // SignEvidence makes evidence of e with the key whose verifier key, as a witness key, is given. sign returns the
 // Ed25519 signature over what it is given.

@@ -207,3 +207,73 @@ type anySigner struct {
 }
 
 func (s anySigner) Sign(msg []byte) ([]byte, error) { return s.sign(msg) }
+
+// provenEpoch is an epoch of the sidecar with the given witness key.
+func provenEpoch(t testing.TB, job string, version uint64, key string, sign func([]byte) ([]byte, error)) verify.Entry {
+	t.Helper()
+	at := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	e := epochEntry(job, version)
+	e.Keys.Total, e.Keys.Started, e.Keys.Finished = 7, verify.FormatTime(at), verify.FormatTime(at.Add(time.Second))
+	signed, err := verify.SignEvidence(verify.KeyEvidence{
+		Instance: "main", Sidecar: "s1", Job: job, Scope: "kek", Target: version, Total: 7, Started: at, Finished: at.Add(time.Second),
+	}, key, sign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Keys.Evidence = string(signed)
+	return e
+}
+
+// What a rotation claims at its end is what the sidecar has signed, or the ledger does not hold.
+func TestTheEvidenceOfRotationsIsChecked(t *testing.T) {
+	k := newKeys(t)
+	newer, signNewer := evidenceSigner(t, "main/witness/s1")
+	seed, older, err := verify.GenerateCosignerKey(bytes.NewReader(bytes.Repeat([]byte("older"), 32)), "main/witness/s1")
+	must(t, err)
+	signOlder := func(msg []byte) ([]byte, error) { return ed25519.Sign(ed25519.NewKeyFromSeed(seed), msg), nil }
+	given := func(keys ...string) verify.LogCheck {
+		c := verify.LogCheck{Ledger: k.ledger, Witnesses: []note.Verifier{k.witness}}
+		for _, key := range keys {
+			v, err := verify.NewCosignatureVerifier(key)
+			must(t, err)
+			c.Witnesses = append(c.Witnesses, v)
+		}
+		return c
+	}
+	told := func(change func(*verify.Entry)) *verify.Report {
+		s := newStory(t)
+		s.add(provenEpoch(t, "j1", 2, older, signOlder))
+		e := provenEpoch(t, "j2", 3, newer, signNewer)
+		change(&e)
+		s.add(e)
+		return check(t, s.log().export(t, k), given(newer))
+	}
+	s := newStory(t)
+	s.add(provenEpoch(t, "j1", 2, older, signOlder))
+	s.add(provenEpoch(t, "j2", 3, newer, signNewer))
+	dir := s.log().export(t, k)
+	for n, c := range []verify.LogCheck{given(), given(newer), given(newer, older)} {
+		if r := check(t, dir, c); !r.OK() || r.Keys.Proven != int64(n) {
+			t.Errorf("%d keys: %s%+v", n, codes(r), r.Keys)
+		}
+	}
+	for name, change := range map[string]func(*verify.Entry){
+		"none":            func(e *verify.Entry) { e.Keys.Evidence = "" },
+		"no note":         func(e *verify.Entry) { e.Keys.Evidence = "left 0" },
+		"of another job":  func(e *verify.Entry) { e.Keys.Job = "j3" },
+		"another version": func(e *verify.Entry) { e.Keys.Version = 4 },
+		"another count":   func(e *verify.Entry) { e.Keys.Total = 8 },
+		"another start":   func(e *verify.Entry) { e.Keys.Started = e.Keys.Finished },
+		"another end":     func(e *verify.Entry) { e.Keys.Finished = "2026-11-22T10:00:02.000Z" },
+		"another scope":   func(e *verify.Entry) { e.Kind, e.Keys.Scope = verify.KindKeyRotated, "index" },
+		"changed":         func(e *verify.Entry) { e.Keys.Evidence = strings.Replace(e.Keys.Evidence, "total 7", "total 8", 1) },
+	} {
+		if r := told(change); codes(r) != "1:keys-evidence " {
+			t.Errorf("%s: %q", name, codes(r))
+		}
+	}
+	// A phase is no end.
+	if r := told(func(e *verify.Entry) { *e = rotatedEntry("index", "j2", "backfill", 3) }); !r.OK() {
+		t.Error(codes(r))
+	}
+}

@@ -16,9 +16,10 @@ import (
 // LogCheck says how an exported log is to be checked.
 type LogCheck struct {
 	Ledger    note.Verifier   // required; its name is the origin
-	Witnesses []note.Verifier // whose cosignatures on the checkpoint count
+	Witnesses []note.Verifier // whose cosignatures on the checkpoint count, and whose evidence of rotations is checked
 	Quorum    int             // how many of them must be there
 	Earlier   []byte          // a signed checkpoint that the auditor kept; nil when there is none
+	Known     *Checkpoint     // one that the caller knows without a signature; nil when there is none
 	Policies  Policies        // what the policy's part of each ground is rechecked against; nil leaves it out
 	// Visit, when set, is called for each entry in order, after it was checked. Its error ends the check.
 	Visit func(index int64, raw []byte, e Entry) error
@@ -34,6 +35,7 @@ const (
 	CodeTile        = "tile"         // a tile does not hold the hashes of what lies below it
 	CodeRoot        = "root"         // the entries do not give the root of the checkpoint
 	CodeEarlier     = "earlier"      // the log does not extend the earlier checkpoint
+	CodeRestored    = "restored"     // likewise, and the log says why: it was restored from an older backup
 	CodeEntry       = "entry"        // an entry is malformed
 	CodeTime        = "time"         // the time of an entry is before that of the one before
 )
@@ -60,6 +62,7 @@ type Report struct {
 	Access       AccessCounts     `json:"access"`
 	Erasures     ErasureCounts    `json:"erasures"`
 	Keys         KeyCounts        `json:"keys"`
+	Restores     []Restore        `json:"restores,omitempty"`
 	Policies     int64            `json:"policies"`                  // policy bundles that are byte for byte the published ones
 	Absent       []int64          `json:"policies_absent,omitempty"` // versions whose bundle is not in the export
 	Problems     []Problem        `json:"problems"`
@@ -97,10 +100,17 @@ type ErasureCounts struct {
 	Pending   int64 `json:"pending"`   // erased subjects whose key is not recorded to be destroyed
 }
 
+// Restore is a ledger.restored entry: from its index on the log is another than the one that was lost.
+type Restore struct {
+	Index int64 `json:"index"`
+	Restored
+}
+
 // KeyCounts sums up the rotations of a log.
 type KeyCounts struct {
 	Epochs    int64 `json:"epochs"`
 	Rotations int64 `json:"rotations"` // other than epochs, that have ended
+	Proven    int64 `json:"proven"`    // of both: those whose evidence a witness key given has made
 	Resealed  int64 `json:"resealed"`  // subjects whose records were sealed or indexed again; one may count more than once
 }
 
@@ -131,7 +141,7 @@ func VerifyLog(ctx context.Context, dir fs.FS, c LogCheck) (*Report, error) {
 			},
 		},
 	}
-	v.replay = newReplay(v.report, c.Policies)
+	v.replay = newReplay(v.report, c.Policies, SidecarWitnesses(c.Witnesses...))
 	if err := v.run(ctx); err != nil && !errors.Is(err, errStop) {
 		return v.report, err
 	}
@@ -175,6 +185,12 @@ func (v *logVerifier) run(ctx context.Context) error {
 	if v.tree.root() != cp.Root {
 		return v.fail(v.trusted(), CodeRoot, "the entries and tiles do not give the root of the checkpoint")
 	}
+	if k := v.check.Known; k != nil && k.Size > cp.Size {
+		return v.fail(cp.Size, CodeEarlier, "the log is known to have had %d entries and has %d", k.Size, cp.Size)
+	}
+	if e := v.report.Earlier; e != nil && e.Size > cp.Size {
+		return v.notExtended(cp.Size, *e, "the log had %d entries and now has %d", e.Size, cp.Size)
+	}
 	return nil
 }
 
@@ -206,9 +222,6 @@ func (v *logVerifier) openCheckpoints() error {
 		return v.fail(-1, CodeEarlier, "the earlier checkpoint: %v", err)
 	}
 	v.report.Earlier = &earlier
-	if earlier.Size > cp.Size {
-		return v.fail(cp.Size, CodeEarlier, "the log had %d entries and now has %d", earlier.Size, cp.Size)
-	}
 	return nil
 }
 
@@ -220,15 +233,36 @@ func (v *logVerifier) trusted() int64 {
 	return 0
 }
 
+// checkEarlier compares the tree, when it has grown to their size, with the checkpoints that are known from before.
 func (v *logVerifier) checkEarlier() error {
-	e := v.report.Earlier
-	if e == nil || v.tree.size != e.Size {
-		return nil
+	root := func(cp *Checkpoint) bool { return cp == nil || v.tree.size != cp.Size || v.tree.root() == cp.Root }
+	if !root(v.check.Known) {
+		return v.fail(0, CodeEarlier, "the first %d entries are not those that are known", v.tree.size)
 	}
-	if v.tree.root() != e.Root {
-		return v.fail(0, CodeEarlier, "the first %d entries are not those of the earlier checkpoint", e.Size)
+	if e := v.report.Earlier; !root(e) {
+		return v.notExtended(0, *e, "the first %d entries are not those of the earlier checkpoint", e.Size)
 	}
 	return nil
+}
+
+// notExtended is the problem that the log does not extend the earlier checkpoint e. When the log itself says that it was
+// restored from a backup that ends before e, that is what is said, and the check goes on: it stays a problem, for who
+// rewrites a log can write such an entry as well.
+func (v *logVerifier) notExtended(index int64, e Checkpoint, format string, args ...any) error {
+	for _, r := range v.report.Restores {
+		if r.Size >= e.Size || r.Lost < e.Size {
+			continue
+		}
+		end := "; ask for an export of it and for what pdkeys has kept of the rewind"
+		if r.Lost == e.Size && r.LostRoot == e.Root.String() {
+			end = "; it ends where the earlier checkpoint does"
+		}
+		v.report.add(Problem{Index: r.Index, Code: CodeRestored, Detail: fmt.Sprintf(
+			"the log was restored from backup %s and has lost what it held from entry %d on; the earlier checkpoint covers %d entries of the lost part, which this log cannot show%s",
+			r.Backup, r.Size, e.Size-r.Size, end)})
+		return nil
+	}
+	return v.fail(index, CodeEarlier, format, args...)
 }
 
 // bundle is one entry bundle, read and hashed.

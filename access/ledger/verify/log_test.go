@@ -604,3 +604,24 @@ func BenchmarkVerifyLog(b *testing.B) {
 	}
 	b.ReportMetric(float64(size)*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
 }
+
+// What is known without a signature is compared like an earlier checkpoint, also when the log has been restored since.
+func TestVerifyLogComparesWithWhatIsKnown(t *testing.T) {
+	k := newKeys(t)
+	log := busy(t, 300).log()
+	dir := log.export(t, k)
+	for _, size := range []int64{0, 1, 200, 300} {
+		known := log.checkpoint(t, size)
+		if r := check(t, dir, verify.LogCheck{Ledger: k.ledger, Known: &known}); !r.OK() {
+			t.Errorf("size %d: %s", size, codes(r))
+		}
+		known.Root[0] ^= 1
+		if r := check(t, dir, verify.LogCheck{Ledger: k.ledger, Known: &known}); codes(r) != "0:earlier " {
+			t.Errorf("another root of size %d: %s", size, codes(r))
+		}
+	}
+	beyond := verify.Checkpoint{Origin: k.ledger.Name(), Size: 301}
+	if r := check(t, dir, verify.LogCheck{Ledger: k.ledger, Known: &beyond}); codes(r) != "300:earlier " {
+		t.Errorf("more than the log has: %s", codes(r))
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
 // Policies tells whether a version of the policy would have permitted an access that is recorded as allowed:
@@ -49,6 +51,7 @@ const (
 	CodeKeyTwice      = "destroyed-twice"      // a key is destroyed that has been before
 	CodeKeysLeft      = "keys-left"            // a rotation has ended with things left on older versions
 	CodeKeysOrder     = "keys-order"           // a rotation goes back to an older version
+	CodeKeysEvidence  = "keys-evidence"        // a rotation has ended without the sidecar's evidence, or that says something else
 )
 
 // Kinds that only replay needs to know: what may be evidence for the ground law.
@@ -61,6 +64,7 @@ const (
 type replay struct {
 	report   *Report
 	policies Policies
+	sidecars []note.Verifier // witness keys of sidecars, which make evidence; none: it is not checked
 
 	consents   map[int64]consent     // by index of consent.given
 	given      map[purposeKey]int64  // index of the last consent.given
@@ -99,9 +103,9 @@ type rotation struct {
 	job     string
 }
 
-func newReplay(r *Report, p Policies) *replay {
+func newReplay(r *Report, p Policies, sidecars []note.Verifier) *replay {
 	return &replay{
-		report: r, policies: p,
+		report: r, policies: p, sidecars: sidecars,
 		consents:   make(map[int64]consent),
 		given:      make(map[purposeKey]int64),
 		withdrawn:  make(map[purposeKey]int64),
@@ -149,7 +153,9 @@ func (r *replay) entry(index int64, e Entry) {
 	case KindLedgerRestored:
 		if e.Restored == nil || e.Restored.Size != index || e.Restored.Lost < index {
 			r.problem(index, CodeMembers, "%s does not say what was restored, or not to here", e.Kind)
+			return
 		}
+		r.report.Restores = append(r.report.Restores, Restore{index, *e.Restored})
 	case KindRestrictionSet:
 		r.restricted[e.SubjectRef] = true
 	case KindRestrictionLift:
@@ -264,8 +270,8 @@ func (r *replay) keys(index int64, e Entry) {
 	} else if k.Phase == "" {
 		counts.Rotations++
 	}
-	if k.Phase == "" && k.Left != 0 {
-		r.problem(index, CodeKeysLeft, "%d left on older versions when job %s of scope %s ended", k.Left, k.Job, k.Scope)
+	if k.Phase == "" {
+		r.ended(index, k)
 	}
 	if k.Version == 0 {
 		return
@@ -276,6 +282,23 @@ func (r *replay) keys(index int64, e Entry) {
 		return
 	}
 	r.rotations[k.Scope] = rotation{k.Version, k.Job}
+}
+
+// ended checks what is claimed at the end of a rotation. Evidence by a key of the sidecar that was not given is left
+// open: the witness may have had others.
+func (r *replay) ended(index int64, k *KeyChange) {
+	if k.Left != 0 {
+		r.problem(index, CodeKeysLeft, "%d left on older versions when job %s of scope %s ended", k.Left, k.Job, k.Scope)
+	}
+	if len(r.sidecars) == 0 {
+		return
+	}
+	switch _, err := k.CheckEvidence(r.sidecars...); {
+	case err == nil:
+		r.report.Keys.Proven++
+	case !errors.Is(err, ErrEvidenceKey):
+		r.problem(index, CodeKeysEvidence, "job %s of scope %s: %v", k.Job, k.Scope, err)
+	}
 }
 
 func (r *replay) resealed(index int64, e Entry) {

@@ -189,7 +189,7 @@ func printRestore(w io.Writer, r daemon.RestoreReport, o daemon.RestoreOptions) 
 		fmt.Fprintf(b, "WARNING: %d subjects were erased according to the log, but their keys are still there: the key store was restored without its erasures\n", r.Unkept)
 	}
 	if r.NoIndex {
-		fmt.Fprintln(b, "WARNING: the key of the blind index was rotated since the backup and its old key is gone: lookups find nothing, and unique values are not noticed, until the index is rotated again")
+		fmt.Fprintln(b, "WARNING: the key of the blind index was rotated since the backup and its old key is gone: nothing can be looked up, and nothing that is indexed written (503 busy), until the index is rotated again")
 	}
 	if r.Rewind {
 		fmt.Fprintf(b, "next: the security team stops pdkeys, runs  pdkeys rewind --config FILE --backup %s  and starts it again; then start pdvault\n", o.Archive)

@@ -63,8 +63,8 @@ Scopes:
   ledger         the key that signs the log; the older one signs beside it for a while
   witness        the key that cosigns the log
 
---wait ends with the rotation: exit code 0 when it is done, 1 when it failed. Interrupting it does not stop the
-rotation. Exit code 6: another rotation is running.`,
+--wait ends with the rotation: exit code 0 when it is done and its evidence is in the log, 1 when it failed.
+Interrupting it does not stop the rotation. Exit code 6: another rotation is running.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			if !slices.Contains(api.RotationScopes, a[0]) {
@@ -104,16 +104,16 @@ rotation. Exit code 6: another rotation is running.`,
 // followEvery is how often a rotation is asked for.
 const followEvery = time.Second
 
-// follow shows r until it ends. A server that cannot answer is asked again for the time of patience: a rotation
-// goes on through restarts.
+// follow shows r until it has failed, or is done and its evidence is in the log. A server that cannot answer is asked
+// again for the time of patience: a rotation goes on through restarts.
 func follow(ctx context.Context, c *client.Client, r api.Rotation, p *rotationProgress, patience time.Duration) (api.Rotation, error) {
 	defer p.close()
 	id, err := uuid.Parse(r.ID)
 	if err != nil {
 		return r, fmt.Errorf("the rotation has no id: %w", client.ErrProtocol)
 	}
-	answered := time.Now()
-	for r.State == api.RotationRunning {
+	moved := time.Now() // or was running, and could
+	for r.State == api.RotationRunning || r.State == api.RotationDone && r.Record == nil {
 		p.show(&r)
 		select {
 		case <-ctx.Done():
@@ -122,10 +122,15 @@ func follow(ctx context.Context, c *client.Client, r api.Rotation, p *rotationPr
 		}
 		next, err := c.Rotation(ctx, id)
 		switch {
-		case err == nil:
-			r, answered = next, time.Now()
-		case exitCode(err) != exitUnavailable || time.Since(answered) > patience:
+		case err != nil && (exitCode(err) != exitUnavailable || time.Since(moved) > patience):
 			return r, fmt.Errorf("following the rotation %s, which goes on: %w", r.ID, err)
+		case err != nil:
+		case next.State == api.RotationDone && next.Record == nil && time.Since(moved) > patience:
+			return next, fmt.Errorf("the rotation %s is done, but its evidence is not on record yet", r.ID)
+		case next.State != r.State || next.State == api.RotationRunning:
+			r, moved = next, time.Now()
+		default:
+			r = next
 		}
 	}
 	if r.State != api.RotationDone {

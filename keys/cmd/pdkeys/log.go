@@ -10,12 +10,13 @@ import (
 var logged = map[string]bool{
 	slog.TimeKey: true, slog.LevelKey: true, slog.MessageKey: true,
 
-	"addr": true, "attempt": true, "backoff": true, "bytes": true, "call": true, "caller": true, "changes": true, "code": true, "count": true,
-	"dir": true, "error": true, "free": true, "generation": true, "hits": true, "id": true, "instance": true, "items": true,
-	"kek": true, "kek_failures": true, "limit": true, "magic": true, "misses": true, "op": true, "opens": true, "origin": true,
-	"path": true, "pid": true, "scope": true, "sidecar": true, "signal": true, "size": true, "socket": true, "stack": true, "state": true,
-	"status": true, "took": true, "ttl": true, "uid": true, "unwraps": true, "version": true, "wait": true, "why": true,
-	"witnessed": true,
+	"addr": true, "after": true, "attempt": true, "backoff": true, "bytes": true, "call": true, "caller": true, "changes": true,
+	"code": true, "copy": true, "count": true, "dir": true, "error": true, "failure": true, "free": true, "generation": true,
+	"hits": true, "id": true, "instance": true, "is": true, "items": true, "job": true, "kek": true, "kek_failures": true,
+	"limit": true, "magic": true, "misses": true, "op": true, "opens": true, "origin": true, "path": true, "phase": true,
+	"pid": true, "retry": true, "role": true, "scope": true, "seconds": true, "sidecar": true, "signal": true, "size": true,
+	"socket": true, "stack": true, "state": true, "status": true, "target": true, "took": true, "total": true, "ttl": true,
+	"uid": true, "unwraps": true, "version": true, "wait": true, "was": true, "why": true, "witnessed": true,
 }
 
 // newLogger logs JSON lines to w.

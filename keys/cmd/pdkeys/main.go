@@ -81,6 +81,7 @@ func exitCode(err error) int {
 	case errors.Is(err, keys.ErrJobRunning):
 		return exitBusy
 	case errors.Is(err, keyring.ErrNotCreated), errors.Is(err, keyring.ErrNotEmpty), errors.Is(err, keyring.ErrOtherInstance),
+		errors.Is(err, keyring.ErrRestoring),
 		errors.Is(err, localkek.ErrExists), errors.Is(err, sidecar.ErrState), errors.Is(err, badgerkv.ErrInUse),
 		errors.Is(err, kv.ErrIntegrity), errors.Is(err, kv.ErrStorageFull), errors.Is(err, errStore):
 		return exitStore

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,6 +15,7 @@ import (
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/sidecar"
+	"github.com/prototypster/pdvault/vault/kv"
 )
 
 // restoreFlags say what to restore from.
@@ -37,13 +36,16 @@ func restoreCommand(stdout, stderr io.Writer) *cobra.Command {
 	cmd := withConfig("restore", "Make the key store from a backup", func(cmd *cobra.Command, c Config) error {
 		return restore(cmd.Context(), c, f, stdout, stderr)
 	})
-	cmd.Long = `Make the key store from an archive of pdkeys backup. The directory of the key store must be absent or empty, and no
-sidecar may run. The archive is verified to its last byte before anything is written; one that is older than the last
-epoch is dead and is refused.
+	cmd.Long = `Make the key store from an archive of pdkeys backup. The directory of the key store, or its path in HashiCorp Vault,
+must be absent, empty, or what an interrupted restore has left, and no sidecar may run. The archive and the log are
+verified to their last byte before anything is written; an archive that is older than the last epoch is dead and is
+refused. What is restored is not opened by any sidecar before all is done.
 
 People who were erased after the backup would have their keys back. So --log names an export of the ledger made as
 late as possible (pdvault records export), which must carry the signatures of --ledger-key and --witness-key; every
-erasure in it is carried out again. Keep both keys where the key store is not: pdkeys status prints them.`
+erasure in it is carried out again, and the sidecar has witnessed it. Keep both keys where the key store is not: pdkeys
+status prints them. Take a backup after each epoch and after each rotation of subjects' keys: what was sealed under
+newer keys cannot be opened with an older backup.`
 	flags := cmd.Flags()
 	flags.StringVar(&f.from, "from", "", "archive")
 	flags.StringVar(&f.log, "log", "", "export of the ledger, whose erasures are carried out again")
@@ -65,15 +67,19 @@ func (f restoreFlags) check() error {
 	return nil
 }
 
-// erasures are what an exported log says about who was erased.
-type erasures struct {
+// exported is what an exported log says.
+type exported struct {
+	key        string // of the ledger, that signed it
 	checkpoint verify.Checkpoint
-	last       string // time of the last entry
-	refs       map[[32]byte]bool
+	last       string            // time of the last entry
+	erased     map[[32]byte]bool // references
+
+	// Since what the backup has witnessed:
+	created int64 // subjects
+	rotated int64 // rotations of subjects' keys that have ended
 }
 
-// restore builds the store beside the one that is wanted, which takes its name when it is complete. An interrupted
-// restore is begun again.
+// restore reads everything before it writes anything. A restore that was interrupted is begun again.
 func restore(ctx context.Context, c Config, f restoreFlags, stdout, stderr io.Writer) (err error) {
 	if err := f.check(); err != nil {
 		return err
@@ -82,18 +88,8 @@ func restore(ctx context.Context, c Config, f restoreFlags, stdout, stderr io.Wr
 		return err
 	}
 	log := newLogger(stderr, max(c.level, slog.LevelWarn))
-	names, err := os.ReadDir(c.Store.Dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", errStore, err)
-	}
-	if len(names) > 0 {
-		return fmt.Errorf("%w: %s is not empty, nothing was touched", errStore, c.Store.Dir)
-	}
-	var erased erasures
-	if f.log != "" {
-		if erased, err = readErasures(ctx, f); err != nil {
-			return fmt.Errorf("%w, nothing was touched: %w", errLog, err)
-		}
+	if err := checkTarget(c); err != nil {
+		return err
 	}
 	in, err := os.Open(f.from)
 	if err != nil {
@@ -106,17 +102,37 @@ func restore(ctx context.Context, c Config, f restoreFlags, stdout, stderr io.Wr
 	}
 	defer func() { err = errors.Join(err, closeKEK()) }()
 
-	final := c.Store.Dir
-	c.Store.Dir = filepath.Clean(final) + ".restoring"
-	if err := os.RemoveAll(c.Store.Dir); err != nil {
-		return fmt.Errorf("%w: removing an interrupted restore: %w", errStore, err)
-	}
-	outcome, destroyed, err := rebuild(ctx, c, kek, in, erased, f.log != "", log)
+	// 1. What was given, to its last byte.
+	backup, err := keyring.OpenBackup(ctx, keyringConfig(c, kek, nil, log), in)
 	if err != nil {
-		return errors.Join(err, os.RemoveAll(c.Store.Dir))
+		return err
 	}
-	if err := adopt(c.Store.Dir, final); err != nil {
-		return fmt.Errorf("%w: %w", errStore, err)
+	memory, err := sidecar.MemoryIn(backup.State)
+	if err != nil {
+		return fmt.Errorf("the backup was refused, nothing was touched: %w", err)
+	}
+	var x exported
+	if f.log != "" {
+		if x, err = readLog(ctx, f, memory); err != nil {
+			return fmt.Errorf("%w, nothing was touched: %w", errLog, err)
+		}
+	}
+
+	// 2. The store, which nobody opens before the erasures are carried out again.
+	destroyed := 0
+	outcome, err := restoreInto(ctx, c, kek, log, func(store kv.Store) (keyring.Restored, error) {
+		return backup.Restore(ctx, store, func(ring *keyring.Keyring) (err error) {
+			if f.log == "" {
+				return nil
+			}
+			if destroyed, err = ring.DestroyRefs(ctx, x.erased, reasonReplayed); err != nil {
+				return err
+			}
+			return sidecar.CatchUp(ctx, ring, x.checkpoint, x.key)
+		})
+	})
+	if err != nil {
+		return err
 	}
 	fmt.Fprintf(stdout, "restored backup %s of %s: %d keys of people, %d tombstones, generation %d\n",
 		outcome.Backup, outcome.Created, outcome.Subjects, outcome.Destroyed, outcome.Generation)
@@ -124,83 +140,72 @@ func restore(ctx context.Context, c Config, f restoreFlags, stdout, stderr io.Wr
 		fmt.Fprintln(stderr, "WARNING: who was erased after the backup CAN BE READ AGAIN: no log was given to carry the erasures out again")
 	} else {
 		fmt.Fprintf(stdout, "erasures carried out again: %d, of %d in the ledger up to entry %d of %s\n",
-			destroyed, len(erased.refs), erased.checkpoint.Size, erased.last)
+			destroyed, len(x.erased), x.checkpoint.Size, x.last)
+	}
+	if x.created > 0 {
+		fmt.Fprintf(stderr, "WARNING: %d people were added after the backup: their keys are lost, and their data with them\n", x.created)
+	}
+	if x.rotated > 0 {
+		fmt.Fprintf(stderr, "WARNING: subjects' keys were rotated after the backup: what has been sealed again since CANNOT BE OPENED with it; use a newer backup if there is one\n")
 	}
 	_, err = fmt.Fprintln(stdout, "next: take a new backup, and run an epoch so that the old one dies")
 	return err
 }
 
-// rebuild restores into a new store at c.Store.Dir, and carries erasures out again.
-func rebuild(ctx context.Context, c Config, kek keyring.KEK, in io.ReadSeeker, erased erasures, hasLog bool, log *slog.Logger) (out keyring.Restored, destroyed int, err error) {
-	store, err := createStore(ctx, c, kek, log)
+// readLog verifies an exported log, which must extend what the backup remembers, and collects whom it says to be erased.
+func readLog(ctx context.Context, f restoreFlags, memory sidecar.Memory) (exported, error) {
+	x := exported{erased: make(map[[32]byte]bool)}
+	var err error
+	if x.key, err = keyText(f.ledgerKey); err != nil {
+		return x, err
+	}
+	ledger, err := note.NewVerifier(x.key)
 	if err != nil {
-		return out, 0, fmt.Errorf("%w: %w", errStore, err)
+		return x, fmt.Errorf("--ledger-key: %w", err)
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	cfg := keyringConfig(c, kek, store, log)
-	if out, err = keyring.Restore(ctx, cfg, in); err != nil {
-		return out, 0, err
+	if ledger.Name() != memory.Origin {
+		return x, errors.New("it is of another ledger than the backup was bound to")
 	}
-	ring, err := keyring.Open(ctx, cfg)
+	text, err := keyText(f.witnessKey)
 	if err != nil {
-		return out, 0, err
-	}
-	defer func() { err = errors.Join(err, ring.Close()) }()
-	memory, err := sidecar.LoadMemory(ctx, ring)
-	if err != nil || !hasLog {
-		return out, 0, err
-	}
-	switch {
-	case memory.Origin != erased.checkpoint.Origin:
-		return out, 0, fmt.Errorf("%w: it is of another ledger than the backup was bound to", errLog)
-	case memory.Witnessed.Size > erased.checkpoint.Size:
-		return out, 0, fmt.Errorf("%w: it ends at %d, and the backup has witnessed %d entries", errLog, erased.checkpoint.Size, memory.Witnessed.Size)
-	}
-	destroyed, err = ring.DestroyRefs(ctx, erased.refs, reasonReplayed)
-	return out, destroyed, err
-}
-
-// readErasures verifies an exported log and collects whom it says to be erased.
-func readErasures(ctx context.Context, f restoreFlags) (erasures, error) {
-	e := erasures{refs: make(map[[32]byte]bool)}
-	text, err := keyText(f.ledgerKey)
-	if err != nil {
-		return e, err
-	}
-	ledger, err := note.NewVerifier(text)
-	if err != nil {
-		return e, fmt.Errorf("--ledger-key: %w", err)
-	}
-	if text, err = keyText(f.witnessKey); err != nil {
-		return e, err
+		return x, err
 	}
 	witness, err := verify.NewCosignatureVerifier(text)
 	if err != nil {
-		return e, fmt.Errorf("--witness-key: %w", err)
+		return x, fmt.Errorf("--witness-key: %w", err)
 	}
 	report, err := verify.VerifyLog(ctx, os.DirFS(f.log), verify.LogCheck{
-		Ledger: ledger, Witnesses: []note.Verifier{witness}, Quorum: 1,
-		Visit: func(index int64, _ []byte, entry verify.Entry) error {
-			if entry.Kind != verify.KindSubjectErased {
-				return nil
+		Ledger: ledger, Witnesses: []note.Verifier{witness}, Quorum: 1, Known: &memory.Witnessed,
+		Visit: func(index int64, _ []byte, e verify.Entry) error {
+			later := index >= memory.Witnessed.Size
+			switch {
+			case e.Kind == verify.KindSubjectErased:
+				ref, err := verify.ParseRef(e.SubjectRef)
+				if err != nil {
+					return fmt.Errorf("erasure at %d: %w", index, err)
+				}
+				x.erased[[32]byte(ref)] = true
+			case later && e.Kind == verify.KindSubjectCreated:
+				x.created++
+			case later && e.Kind == verify.KindKeyRotated && e.Keys != nil && e.Keys.Phase == "" &&
+				(e.Keys.Scope == keyring.ScopeSubject || e.Keys.Scope == keyring.ScopeAllSubjects):
+				x.rotated++
 			}
-			ref, err := verify.ParseRef(entry.SubjectRef)
-			if err != nil {
-				return fmt.Errorf("erasure at %d: %w", index, err)
-			}
-			e.refs[[32]byte(ref)] = true
 			return nil
 		},
 	})
 	if err != nil {
-		return e, err
+		return x, err
 	}
 	if !report.OK() {
 		p := report.Problems[0]
-		return e, fmt.Errorf("entry %d: %s: %s", p.Index, p.Code, p.Detail)
+		if p.Code == verify.CodeEarlier {
+			return x, fmt.Errorf("it does not extend the %d entries that the backup has witnessed: %s", memory.Witnessed.Size, p.Detail)
+		}
+		return x, fmt.Errorf("entry %d: %s: %s", p.Index, p.Code, p.Detail)
 	}
-	e.checkpoint, e.last = report.Checkpoint, report.Last
-	return e, nil
+	x.checkpoint, x.last = report.Checkpoint, report.Last
+	return x, nil
 }
 
 // keyText returns a public key, from the argument or from the file that it names. A key has plus signs in it.
@@ -213,19 +218,4 @@ func keyText(arg string) (string, error) {
 		return "", fmt.Errorf("reading a key: %w", err)
 	}
 	return strings.TrimSpace(string(b)), nil
-}
-
-// adopt gives a complete store its name, durably.
-func adopt(built, final string) error {
-	if err := os.Rename(built, final); err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	parent, err := os.Open(filepath.Dir(filepath.Clean(final)))
-	if err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	if err := errors.Join(parent.Sync(), parent.Close()); err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	return nil
 }

@@ -50,6 +50,10 @@ func status(ctx context.Context, c Config, stdout io.Writer) error {
 	} {
 		fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
 	}
+	for _, r := range s.Rewinds {
+		fmt.Fprintf(w, "rewound\t%s, from %d entries to %d; forgotten root %s\n",
+			r.At.Format(time.RFC3339), r.LostSize, r.Size, base64.StdEncoding.EncodeToString(r.LostRoot))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}

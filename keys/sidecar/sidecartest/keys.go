@@ -57,6 +57,15 @@ func (k *Keys) SetJobs(jobs ...keyring.Job) {
 	k.jobs = jobs
 }
 
+// RotateSubjects puts a rotation of everybody's keys, to the given number, under way in the place of all other jobs.
+func (k *Keys) RotateSubjects(number uint32) {
+	now := k.clock.Now()
+	k.SetJobs(keyring.Job{
+		ID: uuid.Must(uuid.NewV7()), Scope: keyring.ScopeAllSubjects, By: "sidecartest", State: keyring.JobRunning,
+		Started: now, Updated: now, Target: uint64(number), Recorded: -1,
+	})
+}
+
 // RotateWitness adds a witness key that is the newest from now on, beside those made before.
 func (k *Keys) RotateWitness() ed25519.PublicKey {
 	k.mu.Lock()
@@ -134,9 +143,6 @@ func (k *Keys) DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, re
 	}
 	return keyring.Destroyed{Generation: k.ring.Generation(), KEKVersion: 1}, nil
 }
-
-// Rotation implements sidecar.Keyring.
-func (k *Keys) Rotation() uint32 { return 2 }
 
 // Reseal implements sidecar.Keyring: each ciphertext turns into itself and "+", but the one "newest", which needs
 // nothing.
@@ -241,4 +247,12 @@ func (k *Keys) Inventory(context.Context) (keyring.Inventory, error) {
 	defer k.mu.Unlock()
 	k.ask("Inventory")
 	return k.inventory, nil
+}
+
+// NextEpoch implements sidecar.Keyring, with what SetInventory has set.
+func (k *Keys) NextEpoch(context.Context) (due time.Time, interval time.Duration, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ask("NextEpoch")
+	return k.inventory.NextEpoch, k.inventory.EpochInterval, nil
 }

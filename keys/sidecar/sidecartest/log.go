@@ -177,10 +177,10 @@ func (l *Log) ProveConsistency(_ context.Context, from, to int64) ([]tlog.Hash, 
 }
 
 // Cosigned implements client.Prover.
-func (l *Log) Cosigned(size int64, line []byte) {
+func (l *Log) Cosigned(size int64, lines []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.cosigned[size] += string(line)
+	l.cosigned[size] += string(lines)
 }
 
 // Cosignature returns the lines that Cosigned was told for size, "" when it was not.

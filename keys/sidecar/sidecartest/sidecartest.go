@@ -87,7 +87,7 @@ func (r *Ring) tellDeadline(ctx context.Context, op string) {
 var _ sidecar.Keyring = (*Ring)(nil)
 
 // Before makes the ring call f at the start of each call: Seal, Prepare, Index, Open, Ready, SaveState, DestroyRef,
-// Reseal, Retire, Reindex, StartJob, Jobs, AdvanceJob, Inventory. An error is returned as the call's own. Nil ends it.
+// Reseal, Retire, Reindex, StartJob, Jobs, AdvanceJob, Inventory, NextEpoch. An error is returned as the call's own. Nil ends it.
 func (r *Ring) Before(f func(op string) error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -186,7 +186,6 @@ type keysOf interface {
 	WitnessKeys() []ed25519.PublicKey
 	WitnessSignWith(i int, message []byte) ([]byte, error)
 	DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, reason string) (keyring.Destroyed, error)
-	Rotation() uint32
 	Reseal(ctx context.Context, rotation uint32, subjects []keyring.ResealSubject) ([]keyring.ResealedSubject, error)
 	Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error)
 	Reindex(ctx context.Context, subjects []keyring.ReindexSubject) ([]keyring.ReindexedSubject, error)
@@ -194,6 +193,7 @@ type keysOf interface {
 	Jobs(ctx context.Context) ([]keyring.Job, error)
 	AdvanceJob(ctx context.Context, id uuid.UUID, p keyring.Progress) (keyring.Job, error)
 	Inventory(ctx context.Context) (keyring.Inventory, error)
+	NextEpoch(ctx context.Context) (due time.Time, interval time.Duration, err error)
 }
 
 var (
@@ -216,9 +216,6 @@ func (r *Ring) DestroyRef(ctx context.Context, subject uuid.UUID, ref []byte, re
 	}
 	return r.about().DestroyRef(ctx, subject, ref, reason)
 }
-
-// Rotation implements sidecar.Keyring.
-func (r *Ring) Rotation() uint32 { return r.about().Rotation() }
 
 // Reseal implements sidecar.Keyring.
 func (r *Ring) Reseal(ctx context.Context, rotation uint32, s []keyring.ResealSubject) ([]keyring.ResealedSubject, error) {
@@ -277,6 +274,14 @@ func (r *Ring) Inventory(ctx context.Context) (keyring.Inventory, error) {
 		return keyring.Inventory{}, err
 	}
 	return r.about().Inventory(ctx)
+}
+
+// NextEpoch implements sidecar.Keyring.
+func (r *Ring) NextEpoch(ctx context.Context) (due time.Time, interval time.Duration, err error) {
+	if err := r.enter("NextEpoch", ""); err != nil {
+		return time.Time{}, 0, err
+	}
+	return r.about().NextEpoch(ctx)
 }
 
 // World is one sidecar and one ledger.

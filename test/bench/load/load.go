@@ -21,10 +21,11 @@ import (
 
 // Config is one run.
 type Config struct {
-	Address     string        // host:port on loopback
-	Connections int           // clients, each with one request under way
-	Duration    time.Duration // at most
-	Count       int64         // requests at most; 0: no bound but Duration
+	Address     string          // host:port on loopback
+	Connections int             // clients, each with one request under way
+	Duration    time.Duration   // at most
+	Count       int64           // requests at most; 0: no bound but Duration
+	Stop        <-chan struct{} // when closed, the run ends before its Duration; nil: it does not
 	// Request returns the bytes of the n-th request, n from 0. It is called from many goroutines and may
 	// return the same slice again; buf is the caller's to reuse.
 	Request func(n int64, buf []byte) []byte
@@ -65,7 +66,7 @@ func Run(c Config) (Result, error) {
 		wg.Go(func() {
 			cl := client{config: &c, deadline: deadline}
 			defer cl.close()
-			for time.Now().Before(deadline) {
+			for time.Now().Before(deadline) && !stopped(c.Stop) {
 				n := next.Add(1) - 1
 				if c.Count > 0 && n >= c.Count {
 					return
@@ -94,6 +95,15 @@ func Run(c Config) (Result, error) {
 		Requests: good.Load(), Failed: bad.Load(), Took: time.Since(start),
 		P50: at(50), P99: at(99), Max: time.Duration(all.Max()) * time.Microsecond,
 	}, errors.Join(errs...)
+}
+
+func stopped(stop <-chan struct{}) bool {
+	select {
+	case <-stop:
+		return true
+	default:
+		return false
+	}
 }
 
 // client is one connection.

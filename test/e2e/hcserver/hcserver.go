@@ -142,6 +142,9 @@ func (s *Server) Binary() string { return s.binary }
 // Log is the path of the server's log.
 func (s *Server) Log() string { return filepath.Join(s.dir, "server.log") }
 
+// PID is the process id.
+func (s *Server) PID() int { return s.cmd.Process.Pid }
+
 // Restart starts the process if it does not run. It comes back sealed, as it does in production.
 func (s *Server) Restart(ctx context.Context) error {
 	if s.running() {

@@ -135,8 +135,11 @@ func (p *Process) Memory() (own, peak int64) {
 }
 
 // CPU returns the processor time that the process has used so far, in steps of 10 ms.
-func (p *Process) CPU() time.Duration {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+func (p *Process) CPU() time.Duration { return CPU(p.PID()) }
+
+// CPU returns the processor time that the process pid has used so far, in steps of 10 ms; 0 if there is none.
+func CPU(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}

@@ -30,7 +30,8 @@ import (
 type bench struct {
 	bin      string
 	subjects int
-	rotated  int // subjects whose keys are rotated
+	rotated  int    // subjects whose keys are rotated
+	scopes   string // of the rotations, comma-separated
 	duration time.Duration
 	conns    []int
 	only     string
@@ -111,6 +112,7 @@ func main() {
 	flag.IntVar(&b.subjects, "subjects", 8000, "subjects of the warm store")
 	flag.DurationVar(&b.duration, "duration", 5*time.Second, "of each measurement")
 	flag.IntVar(&b.rotated, "rotated", 100_000, "subjects whose keys are rotated")
+	flag.StringVar(&b.scopes, "scopes", "kek,all-subjects,index", "comma-separated scopes of the rotations")
 	flag.StringVar(&b.only, "only", "", "comma-separated parts: http,local,hashicorp,rotations; empty: all")
 	connections := flag.String("connections", "1,32,256", "comma-separated numbers of connections")
 	flag.Parse()

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/prototypster/pdvault/test/bench/load"
@@ -42,12 +44,12 @@ func (b *bench) rotations(ctx context.Context) error {
 	if err := in.fill(b.rotated); err != nil {
 		return err
 	}
-	for _, scope := range []string{"kek", "all-subjects", "index"} {
-		if err := in.rotate(ctx, scope); err != nil {
+	for _, scope := range strings.Split(b.scopes, ",") {
+		if err := in.rotate(ctx, hc, scope); err != nil {
 			return err
 		}
 	}
-	for _, scope := range []string{"kek", "all-subjects", "index"} {
+	for _, scope := range strings.Split(b.scopes, ",") {
 		if err := in.rotateBesideReads(ctx, scope); err != nil {
 			return err
 		}
@@ -109,22 +111,64 @@ func (in *instance) note(what, format string, args ...any) {
 // units are what a rotation moves.
 var units = map[string]string{"kek": "bundles", "all-subjects": "subjects resealed", "index": "subjects indexed again"}
 
+// used is what the programs have used of the processor, and the most memory of their own that they were seen with.
+type used struct {
+	vault, keys, hc    time.Duration
+	vaultPeak, keyPeak int64
+}
+
+// watch gathers what is used until end is called.
+func (in *instance) watch(hc *hcserver.Server) (end func() used) {
+	u := used{vault: in.Vault.CPU(), keys: in.Keys.CPU(), hc: stack.CPU(hc.PID())}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			vault, _ := in.Vault.Memory()
+			keys, _ := in.Keys.Memory()
+			u.vaultPeak, u.keyPeak = max(u.vaultPeak, vault), max(u.keyPeak, keys)
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() used {
+		close(stop)
+		<-done
+		u.vault, u.keys, u.hc = in.Vault.CPU()-u.vault, in.Keys.CPU()-u.keys, stack.CPU(hc.PID())-u.hc
+		return u
+	}
+}
+
+// each is u for one of n, and the memory.
+func (u used) each(n int64) string {
+	per := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(max(n, 1)) }
+	return fmt.Sprintf("µs of CPU for each: pdvault %.0f, pdkeys %.0f, HashiCorp Vault %.0f; own memory at most: pdvault %d MB, pdkeys %d MB",
+		per(u.vault), per(u.keys), per(u.hc), u.vaultPeak>>20, u.keyPeak>>20)
+}
+
 // rotate measures a rotation of an idle instance.
-func (in *instance) rotate(ctx context.Context, scope string) error {
+func (in *instance) rotate(ctx context.Context, hc *hcserver.Server, scope string) error {
+	end := in.watch(hc)
 	j, err := in.startRotation(ctx, scope)
+	if err == nil {
+		j, err = in.finish(ctx, j.ID)
+	}
+	u := end()
 	if err != nil {
 		return err
 	}
-	if j, err = in.finish(ctx, j.ID); err != nil {
-		return err
-	}
 	took := j.Finished.Sub(j.Started)
-	in.note("rotation of "+scope, "%d %s in %.1f s: %.0f/s", j.Total, units[scope], took.Seconds(), float64(j.Total)/took.Seconds())
+	in.note("rotation of "+scope, "%d %s in %.1f s: %.0f/s; %s", j.Total, units[scope], took.Seconds(), float64(j.Total)/took.Seconds(), u.each(j.Total))
 	return nil
 }
 
-// rotateBesideReads measures reads of a part of the people, whose keys fit the sidecar's cache, without and with a
-// rotation beside them.
+// rotateBesideReads measures reads of a part of the people, whose keys fit the sidecar's cache, beside a rotation for as
+// long as it takes, and without one before and after it: a machine that others use is not equally fast all the time.
 func (in *instance) rotateBesideReads(ctx context.Context, scope string) error {
 	warm := in.ids[:min(len(in.ids), 8000)]
 	read := load.Config{
@@ -142,22 +186,31 @@ func (in *instance) rotateBesideReads(ctx context.Context, scope string) error {
 	if err != nil {
 		return err
 	}
-	during, err := load.Run(read)
+	stop := make(chan struct{})
+	finished := make(chan error, 1)
+	go func() {
+		defer close(stop)
+		var err error
+		j, err = in.finish(ctx, j.ID)
+		finished <- err
+	}()
+	beside := read
+	beside.Duration, beside.Stop = rotationTimeout, stop
+	during, err := load.Run(beside)
+	if err := errors.Join(err, <-finished); err != nil {
+		return err
+	}
+	after, err := load.Run(read)
 	if err != nil {
 		return err
 	}
-	state := "still running after the reads"
-	if a, err := in.Do(ctx, "security", "GET", "/v1/keys/rotations/"+j.ID, nil); err == nil {
-		var now job
-		if json.Unmarshal(a.Body, &now) == nil && now.State == "done" {
-			state = fmt.Sprintf("done %.1f s after its start", now.Finished.Sub(now.Started).Seconds())
-		}
-	}
-	in.note("reads beside rotation of "+scope, "%.0f/s without, %.0f/s with (%.0f %%), p99 %.1f and %.1f ms, %d failed; rotation %s",
-		before.Rate(), during.Rate(), 100*during.Rate()/before.Rate(),
-		float64(before.P99.Microseconds())/1000, float64(during.P99.Microseconds())/1000, during.Failed, state)
-	_, err = in.finish(ctx, j.ID)
-	return err
+	without := (before.Rate() + after.Rate()) / 2
+	took := j.Finished.Sub(j.Started)
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	in.note("reads beside rotation of "+scope, "%.0f and %.0f/s without, %.0f/s with (%.0f %%), p50 %.1f and %.1f ms, p99 %.1f and %.1f ms, %d failed; rotation took %.1f s: %.0f %s/s",
+		before.Rate(), after.Rate(), during.Rate(), 100*during.Rate()/without, ms(before.P50), ms(during.P50), ms(before.P99), ms(during.P99),
+		during.Failed, took.Seconds(), float64(j.Total)/took.Seconds(), units[scope])
+	return nil
 }
 
 // recover measures how long it takes after a restart of the sidecar until everybody was read once.
