@@ -37,6 +37,9 @@ var table = [...]Mapping{
 	{vault.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{consent.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{kv.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
+	// Of an erasure that is recorded the outcome is known, whatever in the key service kept it from being finished at
+	// once; and only this answer has the salt of the certificate.
+	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
 	{keys.ErrTampered, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrRolledBack, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrKEKRetired, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},

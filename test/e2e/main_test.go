@@ -103,6 +103,12 @@ func tail(s string) string {
 // startHashiCorp runs a HashiCorp Vault and an instance whose sidecar logs in to it by AppRole.
 func startHashiCorp(t *testing.T) (*instance, *hcserver.Server) {
 	t.Helper()
+	return startHashiCorpWith(t, stack.Options{})
+}
+
+// startHashiCorpWith is startHashiCorp with what o adds to the configuration.
+func startHashiCorpWith(t *testing.T, o stack.Options) (*instance, *hcserver.Server) {
+	t.Helper()
 	if _, err := hcserver.Binary(); err != nil {
 		t.Skipf("no HashiCorp Vault to test with: %v", err)
 	}
@@ -112,11 +118,11 @@ func startHashiCorp(t *testing.T) (*instance, *hcserver.Server) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = hc.Close() })
-	kek, err := stack.HashiCorpKEK(t.Context(), hc, dir)
-	if err != nil {
+	if o.KEK, err = stack.HashiCorpKEK(t.Context(), hc, dir); err != nil {
 		t.Fatal(err)
 	}
-	return start(t, stack.Options{Dir: filepath.Join(dir, "pdv"), KEK: kek}), hc
+	o.Dir = filepath.Join(dir, "pdv")
+	return start(t, o), hc
 }
 
 // call sends a request, checks the answer against the API's contract and returns it.
