@@ -95,7 +95,7 @@ func (b *Broker) look(ctx context.Context, p *published, q ReadRequest) (seen, R
 	state := seen{policy: p}
 	err := b.store.View(ctx, func(r kv.Reader) error {
 		var err error
-		state.subject, err = vault.Load(r, q.Subject, q.Collection)
+		state.subject, err = vault.LoadToRead(r, q.Subject, q.Collection)
 		if err != nil && !errors.Is(err, vault.ErrNoSubject) {
 			return err
 		}

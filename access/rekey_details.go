@@ -59,6 +59,20 @@ func (s *resealing) details(ctx context.Context, subjects []resealed) error {
 	return nil
 }
 
+// detailsSince reports whether any entry from index size on, about whomever, has a detail.
+func (s *resealing) detailsSince(ctx context.Context, size int64) (found bool, err error) {
+	var after []byte
+	if size > 0 {
+		after = detailKey(size - 1)
+	}
+	err = s.broker.store.View(ctx, func(r kv.Reader) error {
+		rows, err := r.Scan([]byte{'d'}, after, 1)
+		found = len(rows) > 0
+		return err
+	})
+	return found, err
+}
+
 // detailPages reads from one snapshot the next details of the first of subjects, of as many as their size allows.
 func (s *resealing) detailPages(ctx context.Context, subjects []*resealed) (pages []detailPage, err error) {
 	err = s.broker.store.View(ctx, func(r kv.Reader) error {

@@ -69,6 +69,7 @@ func (r retired) without(ids []uuid.UUID) []uuid.UUID {
 // retirement is subjects that were sealed again by a commit.
 type retirement struct {
 	subjects  []resealed
+	seen      int64 // size of the ledger before their details were looked at
 	committed time.Time
 }
 
@@ -269,7 +270,7 @@ func (s *resealing) fail(err error) {
 // batch seals what there is of ids again, and returns those whose older keys may be dropped: all that are there in a
 // first pass, and later those of which something was left.
 func (s *resealing) batch(ctx context.Context, ids []uuid.UUID, first bool) (retirement, error) {
-	var done retirement
+	done := retirement{seen: s.broker.ledger.Checkpoint().Size}
 	for try := 0; len(ids) > 0; try++ {
 		if try == rekeyTries {
 			return done, ErrBusy
@@ -473,7 +474,7 @@ func (s *resealing) retire(ctx context.Context, due []retirement) error {
 	dropped := make([][]uuid.UUID, len(due))
 	for i, d := range due {
 		group.Go(func() (err error) {
-			dropped[i], err = s.drop(ctx, d.subjects)
+			dropped[i], err = s.drop(ctx, d)
 			return err
 		})
 	}
@@ -484,13 +485,17 @@ func (s *resealing) retire(ctx context.Context, due []retirement) error {
 	return err
 }
 
-// drop drops the older keys of subjects, and returns those that have none any more.
-func (s *resealing) drop(ctx context.Context, subjects []resealed) ([]uuid.UUID, error) {
-	if err := s.details(ctx, subjects); err != nil {
+// drop drops the older keys of the subjects of d, and returns those that have none any more.
+func (s *resealing) drop(ctx context.Context, d retirement) ([]uuid.UUID, error) {
+	late, err := s.detailsSince(ctx, d.seen)
+	if err == nil && late { // of somebody
+		err = s.details(ctx, d.subjects)
+	}
+	if err != nil {
 		return nil, err
 	}
-	ids := make([]uuid.UUID, 0, len(subjects))
-	for _, x := range subjects {
+	ids := make([]uuid.UUID, 0, len(d.subjects))
+	for _, x := range d.subjects {
 		if !x.unsound {
 			ids = append(ids, x.id)
 		}

@@ -603,38 +603,47 @@ func TestWhatIsCommittedLateIsSealedAgain(t *testing.T) {
 	}
 }
 
-// The detail of a denied access that is committed after the subject's details were looked at is found before the key
+// A detail that is committed without any condition after the subject's details were looked at is found before the key
 // that it is sealed under is dropped.
 func TestADetailThatIsCommittedDuringThePauseIsSealedAgain(t *testing.T) {
 	w, ring := newRotationWorld(t)
 	subject := w.mustCreate(someone)
-	var once, prepared sync.Once
-	resealed := make(chan struct{})
-	ended := make(chan struct{})
-	ring.hook(nil, func(call string) error {
-		switch call {
-		case "Reseal":
-			once.Do(func() { close(resealed) })
-		case "Prepare":
-			prepared.Do(func() {
-				job := ring.start("all-subjects", uuid.Nil)
-				go func() {
-					defer close(ended)
-					w.finish(ring, job)
-				}()
-				<-resealed
-				time.Sleep(50 * time.Millisecond)
-			})
-		}
-		return nil
-	})
 	_, err := w.Read(t.Context(), access.ReadRequest{
 		Request: w.as("shop"), Subject: subject, Collection: "profile", Fields: []string{"email"}, Purpose: "newsletter", Justification: "because",
 	})
 	if !errors.Is(err, access.ErrDenied) {
-		t.Errorf("%v", err)
+		t.Fatalf("%v", err)
 	}
-	<-ended
+	denial, detail := w.entries(0), w.table("d")
+	var once sync.Once
+	resealed, committed := make(chan struct{}), make(chan struct{})
+	ring.hook(nil, func(call string) error {
+		if call == "Reseal" {
+			once.Do(func() { close(resealed) })
+		}
+		return nil
+	})
+	go func() {
+		defer close(committed)
+		<-resealed
+		time.Sleep(50 * time.Millisecond)
+		entry := denial[len(denial)-1]
+		for _, sealed := range detail {
+			_, err := w.ledger.Append(context.Background(), entry, func(at ledger.Position) kv.Change {
+				var change kv.Change
+				change.Set(binary.BigEndian.AppendUint64([]byte{'d'}, uint64(at.Index)), []byte(sealed))
+				return change
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	w.finish(ring, ring.start("all-subjects", uuid.Nil))
+	<-committed
+	if n := len(w.table("d")); n != 2 {
+		t.Errorf("%d details", n)
+	}
 	w.checkKeys(ring, 1)
 }
 

@@ -114,8 +114,22 @@ func New(sealer Sealer) (*Vault, error) {
 // that the subject has no record in is absent from the result's Rows. ErrNoSubject is returned for an
 // absent and for an erased subject, together with a Subject whose Checks still hold the state that was seen.
 func Load(r kv.Reader, subject uuid.UUID, collections ...string) (*Subject, error) {
-	keys := make([][]byte, 2, 2+len(collections))
-	keys[0], keys[1] = headKey(subject), indexStateKey
+	index, err := LoadIndexState(r)
+	if err != nil {
+		return nil, err
+	}
+	s, err := LoadToRead(r, subject, collections...)
+	if s != nil {
+		s.index = index
+	}
+	return s, err
+}
+
+// LoadToRead is Load for who will not write: the state of the index is left out, and a write on what it returns is
+// refused. Reads are many, and that state concerns none of them.
+func LoadToRead(r kv.Reader, subject uuid.UUID, collections ...string) (*Subject, error) {
+	keys := make([][]byte, 1, 1+len(collections))
+	keys[0] = headKey(subject)
 	for _, c := range collections {
 		keys = append(keys, recordKey(subject, c))
 	}
@@ -124,9 +138,6 @@ func Load(r kv.Reader, subject uuid.UUID, collections ...string) (*Subject, erro
 		return nil, fmt.Errorf("reading subject: %w", err)
 	}
 	s := &Subject{ID: subject, raw: values[0]}
-	if s.index, err = parseIndexState(values[1]); err != nil {
-		return nil, err
-	}
 	if s.raw == nil {
 		return s, ErrNoSubject
 	}
@@ -136,7 +147,7 @@ func Load(r kv.Reader, subject uuid.UUID, collections ...string) (*Subject, erro
 	if s.Head.Erased {
 		return s, ErrNoSubject
 	}
-	if err := s.take(collections, values[2:]); err != nil {
+	if err := s.take(collections, values[1:]); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -283,6 +294,9 @@ func (v *Vault) SetRestriction(s *Subject, on bool) kv.Change {
 
 // seal makes rows of records, and of carry for the only one of them, and the index changes they bring.
 func (v *Vault) seal(ctx context.Context, s *Subject, create bool, records map[*schema.Collection]Plain, carry []Field) (*Prepared, error) {
+	if len(s.index.Keys) == 0 {
+		return nil, errors.New("vault: a subject that was loaded to be read is not written")
+	}
 	p := &Prepared{subject: s}
 	collections := slices.SortedFunc(maps.Keys(records), func(a, b *schema.Collection) int {
 		return strings.Compare(a.Name(), b.Name())

@@ -258,6 +258,26 @@ func TestAWriteOnAnOlderStateIsStale(t *testing.T) {
 	}
 }
 
+// It does not know which index keys a write must have tokens for.
+func TestWhatWasLoadedToReadIsNotWritten(t *testing.T) {
+	w := newWorld(t)
+	id := w.mustCreate(plain("a@example.org", "Town"))
+	var s *vault.Subject
+	must(t, w.store.View(t.Context(), func(r kv.Reader) (err error) {
+		s, err = vault.LoadToRead(r, id, "contact")
+		return err
+	}))
+	if s.Rows["contact"] == nil || s.Head.Records["contact"].Version != 1 {
+		t.Errorf("%+v", s)
+	}
+	if p, err := w.vault.Put(t.Context(), s, w.c, plain("b@example.org", "Town")); err == nil {
+		t.Errorf("written: %+v", p)
+	}
+	if p, err := w.vault.Patch(t.Context(), s, w.c, plain("b@example.org", "Town"), nil); err == nil {
+		t.Errorf("written: %+v", p)
+	}
+}
+
 func TestADeletedRecordKeepsItsVersion(t *testing.T) {
 	w := newWorld(t)
 	id := w.mustCreate(plain("a@example.org", "Town"))
