@@ -544,7 +544,7 @@ func TestReadmeLinks(t *testing.T) {
 	}
 }
 
-// TestReadmeNames checks that metrics and commands that the README names exist.
+// TestReadmeNames checks that metrics, alerts and commands that the README names exist.
 func TestReadmeNames(t *testing.T) {
 	text := page(t)
 	for _, name := range regexp.MustCompile("`(pd(?:vault|keys)_[a-z_]+)`").FindAllStringSubmatch(text, -1) {
@@ -554,6 +554,15 @@ func TestReadmeNames(t *testing.T) {
 		}
 		if err := exec.Command("grep", "-rqF", `"`+name[1], "--include=*.go", "--exclude=*_test.go", filepath.Join(root, source)).Run(); err != nil {
 			t.Errorf("no metric %s in %s", name[1], source)
+		}
+	}
+	rules, err := os.ReadFile(root + "/deploy/prometheus/pdvault.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range regexp.MustCompile("`(Pdvault[A-Za-z]+)`").FindAllStringSubmatch(text, -1) {
+		if !bytes.Contains(rules, []byte("alert: "+name[1]+"\n")) {
+			t.Errorf("there is no alert %s", name[1])
 		}
 	}
 	out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "pdvault"), "help").Output()

@@ -28,7 +28,7 @@ for good. Nobody can undo it.
 
 The answer is a certificate, on standard output or in the file of --out. Keep it: it alone names the subject and
 holds what proves whom the entry in the log is about. It is provisional until the next key epoch has killed what
-backups of the keys could still open; "pdvault erasure" then gives the final one. "pdaudit verify-erasure" checks
+backups of the keys could still open; "pdvault erasure" then gives the final one. "pdaudit verify erasure" checks
 both offline.
 
 When the key cannot be destroyed at once the erasure is on record, nothing can be read any more, and the server
@@ -139,7 +139,7 @@ func erasureCommand(c *connection) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "erasure CERTIFICATE",
 		Short: "Fetch the certificate of an erasure by its id, as it is now, or its act",
-		Long: `Fetch the certificate of an erasure by its id, as "pdaudit verify-erasure" checks it. After the next key epoch
+		Long: `Fetch the certificate of an erasure by its id, as "pdaudit verify erasure" checks it. After the next key epoch
 it is final. The server does not know whom it is about; who has the subject and the salt of the first certificate
 can have them put into this one.`,
 		Args: args(cobra.ExactArgs(1)),
