@@ -16,6 +16,9 @@ import (
 	"github.com/prototypster/pdvault/keys/keyspb"
 )
 
+// AdminSuffix is what the path of the socket for those who look after the keys has behind that of the other one.
+const AdminSuffix = ".admin"
+
 var (
 	// ErrUnavailable is returned when the sidecar or its KEK cannot answer now: down, hanging, refusing
 	// connections. The request may be tried again later; nothing is known about the data.

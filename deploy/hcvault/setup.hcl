@@ -26,6 +26,15 @@ path "sys/auth/approle" {
   capabilities = ["create", "update", "sudo"]
 }
 
+# The engine of a key store in HashiCorp Vault (STORE): that it keeps one version. What is in it cannot be read.
+path "sys/mounts/pdvault-keys" {
+  capabilities = ["create", "update"]
+}
+
+path "pdvault-keys/config" {
+  capabilities = ["create", "update"]
+}
+
 # The key.
 path "transit/config/keys" {
   capabilities = ["create", "update"]
@@ -44,6 +53,10 @@ path "transit/keys/pdvault/config" {
 
 # The two roles and their policies.
 path "sys/policies/acl/pdvault-sidecar" {
+  capabilities = ["create", "read", "update"]
+}
+
+path "sys/policies/acl/pdvault-sidecar-store" {
   capabilities = ["create", "read", "update"]
 }
 

@@ -17,14 +17,21 @@
 # reports that its login was refused. That of the epoch, and its wrapping, live a day, since nobody knows the minute at
 # which an epoch begins: the agent puts a new one in place daily.
 #
-# Names may be changed: MOUNT (transit), KEY (pdvault), ROLE (pdvault-sidecar), EPOCH_ROLE (pdvault-epoch), CIDR (the
-# sidecar's addresses, unset: any), VAULT (vault; "bao" for OpenBao). OWNER: the user whom FILE is given to (unset: yours).
+# When the key store is in HashiCorp Vault as well (store.type: hcvault), STORE is its path, such as main, and the script
+# makes its KV engine, too, and gives the sidecar's role the policy for it (store.hcl). It is to be said each time: a run
+# that would take the key store from the role stops.
+#
+# Names may be changed: MOUNT (transit), KEY (pdvault), ROLE (pdvault-sidecar), EPOCH_ROLE (pdvault-epoch), STORE_MOUNT
+# (pdvault-keys), CIDR (the sidecar's addresses, unset: any), VAULT (vault; "bao" for OpenBao). OWNER: the user whom FILE
+# is given to (unset: yours).
 set -eu
 
 MOUNT=${MOUNT:-transit}
 KEY=${KEY:-pdvault}
 ROLE=${ROLE:-pdvault-sidecar}
 EPOCH_ROLE=${EPOCH_ROLE:-pdvault-epoch}
+STORE=${STORE:-}
+STORE_MOUNT=${STORE_MOUNT:-pdvault-keys}
 CIDR=${CIDR:-}
 OWNER=${OWNER:-}
 VAULT=${VAULT:-vault}
@@ -35,9 +42,9 @@ usage() {
 	exit 2
 }
 
-case "$MOUNT$KEY$ROLE$EPOCH_ROLE" in
+case "$MOUNT$KEY$ROLE$EPOCH_ROLE$STORE$STORE_MOUNT" in
 *[!A-Za-z0-9_-]*)
-	echo "setup.sh: MOUNT, KEY, ROLE and EPOCH_ROLE take letters, digits, _ and - only" >&2
+	echo "setup.sh: MOUNT, KEY, ROLE, EPOCH_ROLE, STORE and STORE_MOUNT take letters, digits, _ and - only" >&2
 	exit 2
 	;;
 esac
@@ -48,6 +55,7 @@ fi
 
 deliver() { # deliver <role> <time to live of the wrapping> <file>: the file is complete or as it was
 	umask 077
+	rm -f "$3.new" # one that is there already keeps its mode
 	"$VAULT" write -f -wrap-ttl="$2" -field=wrapping_token "auth/approle/role/$1/secret-id" >"$3.new"
 	[ -z "$OWNER" ] || chown "$OWNER" "$3.new"
 	mv "$3.new" "$3"
@@ -79,6 +87,11 @@ has() { # has <list> <name>: whether the list of mounts knows the name
 	"$VAULT" "$1" list -format=json | grep -q "\"$2/\""
 }
 
+if [ -z "$STORE" ] && "$VAULT" read -field=token_policies "auth/approle/role/$ROLE" 2>/dev/null | grep -q "$ROLE-store"; then
+	echo "setup.sh: the key store of $ROLE is in HashiCorp Vault: say its path in STORE" >&2
+	exit 1
+fi
+
 has secrets "$MOUNT" || "$VAULT" secrets enable -path="$MOUNT" transit
 has auth approle || "$VAULT" auth enable approle
 
@@ -96,18 +109,32 @@ fi
 "$VAULT" write "$MOUNT/keys/$KEY/config" deletion_allowed=false
 
 policy() { # policy <file> <role>
-	sed -e "s|\"transit/\([a-z]*\)/pdvault\([/\"]\)|\"$MOUNT/\1/$KEY\2|" "$here/$1" | "$VAULT" policy write "$2" -
+	sed -e "s|\"transit/\([a-z]*\)/pdvault\([/\"]\)|\"$MOUNT/\1/$KEY\2|" \
+		-e "s|\"pdvault-keys/\([a-z]*\)/main/|\"$STORE_MOUNT/\1/$STORE/|" "$here/$1" | "$VAULT" policy write "$2" -
 }
 
 policy sidecar.hcl "$ROLE"
 policy epoch.hcl "$EPOCH_ROLE"
 
-approle() { # approle <role> <time to live of a secret id>
+policies=$ROLE
+if [ -n "$STORE" ]; then
+	has secrets "$STORE_MOUNT" || "$VAULT" secrets enable -path="$STORE_MOUNT" -version=2 kv
+	tries=0 # a new engine refuses requests for a moment
+	until "$VAULT" write "$STORE_MOUNT/config" max_versions=1 delete_version_after=0s; do
+		tries=$((tries + 1))
+		[ $tries -lt 10 ] || exit 1
+		sleep 1
+	done
+	policy store.hcl "$ROLE-store"
+	policies=$ROLE,$ROLE-store
+fi
+
+approle() { # approle <role> <its policies> <time to live of a secret id>
 	"$VAULT" write "auth/approle/role/$1" \
-		token_policies="$1" token_no_default_policy=true token_type=service \
+		token_policies="$2" token_no_default_policy=true token_type=service \
 		token_ttl=20m token_max_ttl=24h token_bound_cidrs="$CIDR" \
-		secret_id_num_uses=1 secret_id_ttl="$2" secret_id_bound_cidrs="$CIDR"
+		secret_id_num_uses=1 secret_id_ttl="$3" secret_id_bound_cidrs="$CIDR"
 }
 
-approle "$ROLE" 10m
-approle "$EPOCH_ROLE" 25h
+approle "$ROLE" "$policies" 10m
+approle "$EPOCH_ROLE" "$EPOCH_ROLE" 25h

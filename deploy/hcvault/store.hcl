@@ -3,16 +3,9 @@
 # that no version stays; it cannot remove the log, the owner and the marker, whose versions must only grow,
 # and it can neither configure the engine nor reach what lies beside the store.
 #
-# The engine is one of KV version 2 that keeps one version of a secret and is used for nothing else:
-#
-#   vault secrets enable -path=pdvault-keys -version=2 kv
-#   vault write pdvault-keys/config max_versions=1 delete_version_after=0s
-#   vault policy write pdvault-store store.hcl
-#   vault write auth/approle/role/pdvault-sidecar token_policies=pdvault-sidecar,pdvault-store
-#
-# The last line again after each run of setup.sh, which gives the role its own policy alone.
-#
-# Replace the names "pdvault-keys" (mount) and "main" (path of the store) when others are used.
+# The engine is one of KV version 2 that keeps one version of a secret and is used for nothing else. setup.sh makes it
+# and puts this policy onto the sidecar's role when it is told the path of the store (STORE); it replaces the names
+# "pdvault-keys" (mount) and "main" (path).
 
 path "pdvault-keys/data/main/*" {
   capabilities = ["create", "read", "update"]

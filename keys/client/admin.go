@@ -13,9 +13,6 @@ import (
 	"github.com/prototypster/pdvault/keys/keyspb"
 )
 
-// adminSuffix is what the path of the socket for those who look after the keys has behind that of the other one.
-const adminSuffix = ".admin"
-
 // Admin calls the sidecar on the socket that is for pdkeys' own user alone. Its methods may be called from any
 // goroutine.
 type Admin struct {
@@ -29,7 +26,7 @@ func DialAdmin(cfg Config) (*Admin, error) {
 	if cfg.Socket == "" {
 		return nil, errors.New("client: Config.Socket is empty")
 	}
-	cfg.Socket += adminSuffix
+	cfg.Socket += keys.AdminSuffix
 	if err := checkSocket(cfg.Socket, cfg.serverUID()); err != nil {
 		return nil, fmt.Errorf("checking socket: %w: %w", err, keys.ErrUnavailable)
 	}

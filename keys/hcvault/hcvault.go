@@ -1,10 +1,11 @@
 // Package hcvault is the key-encryption key in HashiCorp Vault: one derived transit key per instance, which
 // wraps bundles under a context. HashiCorp Vault sees bundles on their way in and out; it never sees what
-// they encrypt, and it is asked for batches, not for fields.
+// they encrypt, and it is asked for batches, not for fields. Beside it the package has a key store in a KV
+// engine of version 2, which is independent of it but for connection and login.
 //
 // The package is the one importer of HashiCorp's client. It must never use a token that may do more than
-// deploy/hcvault/sidecar.hcl allows, or during an epoch, for rotating and retiring alone, a second one with
-// deploy/hcvault/epoch.hcl; never create a transit key, and take nothing from the environment.
+// deploy/hcvault/sidecar.hcl allows, with a key store there also store.hcl, or during an epoch, for rotating and
+// retiring alone, a second one with epoch.hcl; never create a transit key, and take nothing from the environment.
 package hcvault
 
 import (

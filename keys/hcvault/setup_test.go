@@ -93,6 +93,52 @@ func TestSetupScript(t *testing.T) {
 	}
 }
 
+// A key store in HashiCorp Vault is set up by the same script; running it again takes nothing away.
+func TestSetupScriptOfTheKeyStore(t *testing.T) {
+	env, token := scripted(t, "stored")
+	env = append(env, "STORE_MOUNT=stored-keys")
+	with := append(env[:len(env):len(env)], "STORE=main")
+	for range 2 {
+		if out, err := setupScript(t, token, nil, with...); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	if out, err := setupScript(t, token, nil, env...); err == nil || !strings.Contains(out, "STORE") {
+		t.Errorf("a run that forgets the key store: %v\n%s", err, out)
+	}
+	if out, err := setupScript(t, token, nil, append(env, "STORE=../x")...); err == nil || !strings.Contains(out, "letters") {
+		t.Errorf("a path that is none: %v\n%s", err, out)
+	}
+	secret := filepath.Join(t.TempDir(), "secret-id")
+	// A file of an earlier run that everybody may read is not written into.
+	if err := os.WriteFile(secret+".new", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := setupScript(t, token, []string{"secret-id", secret}, with...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if info, err := os.Stat(secret); err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode of the secret id's file is %v, %v", info.Mode(), err)
+	}
+	var id struct {
+		RoleID string `json:"role_id"`
+	}
+	admin(t, "GET", "auth/approle/role/stored-sidecar/role-id", nil, &id)
+	k := mustOpen(t, hcvault.Config{Address: server.Address(), AllowHTTP: true, Key: "stored", RoleID: id.RoleID,
+		SecretIDFile: secret, Wrapped: true, Logger: testLogger(t)})
+	s, err := hcvault.CreateStore(t.Context(), hcvault.StoreConfig{KEK: k, Mount: "stored-keys", Path: "main", Instance: "test", Logger: testLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ring, err := keyring.Create(t.Context(), keyring.Config{Instance: "test", KEK: k, Store: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ring.Close()
+}
+
 // Who may do what, tried and not read off the policies: each role, and the person who sets up.
 func TestAuthorities(t *testing.T) {
 	ctx := context.Background()

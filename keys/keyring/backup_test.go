@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/uuid"
@@ -405,6 +406,58 @@ func TestErasuresSinceABackupAreCarriedOutAgain(t *testing.T) {
 }
 
 // A store that was written in part is never opened, wherever the writing stopped.
+// A bundle that was damaged before the backup was taken is one person's loss, and not everybody's: the others come back,
+// and the erasures are carried out.
+func TestADamagedBundleKeepsNobodyElseFromComingBack(t *testing.T) {
+	for name, spoil := range map[string]func(row []byte) []byte{
+		"what the KEK gave": func(row []byte) []byte { row[len(row)-1] ^= 1; return row },
+		"form of the row":   func([]byte) []byte { return []byte("x") },
+		"form of the wrap":  func(row []byte) []byte { return append(row[:15+len("localkek")], 'x') },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBackedUp(t, 20)
+			// The first in the order of the store, which stands for its version of the KEK.
+			first := slices.MinFunc(b.subjects, func(x, y uuid.UUID) int { return bytes.Compare(x[:], y[:]) })
+			err := b.store.Update(t.Context(), func(w kv.Writer) error {
+				row, err := w.Get(keyring.KeyBundle(first))
+				if err == nil {
+					w.Set(keyring.KeyBundle(first), spoil(bytes.Clone(row[0])))
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			gone := 0
+			for b.subjects[gone] == first {
+				gone++
+			}
+			ref, err := b.ring.Ref(t.Context(), b.subjects[gone:gone+1])
+			if err != nil || ref[0].Err != nil {
+				t.Fatal(err, ref)
+			}
+			ring, _, _, err := b.restore(b.backup())
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, err := ring.DestroyRefs(t.Context(), map[[32]byte]bool{[32]byte(ref[0].Ref): true}, "erasure-replayed")
+			if err != nil || n != 1 {
+				t.Fatalf("destroyed %d, %v", n, err)
+			}
+			for i, s := range b.subjects {
+				want := error(nil)
+				switch {
+				case i == gone:
+					want = keys.ErrDestroyed
+				case s == first:
+					want = keys.ErrTampered
+				}
+				wantErr(t, opened(t, ring, s, b.sealed[i]), want)
+			}
+		})
+	}
+}
+
 func TestARestoreThatStopsHalfWayLeavesNoKeyStore(t *testing.T) {
 	b := newBackedUp(t, 2_500)
 	for failing := 1; ; failing++ {

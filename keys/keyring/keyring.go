@@ -5,8 +5,8 @@
 // per subject and a few keysets of the instance. A bundle is a Tink AES256-GCM keyset, which seals the
 // subject's fields, and a 32-byte secret, from which the subject's reference in the ledger is made. Each
 // wrap is bound to instance and subject, each ciphertext to instance, subject, collection, field and
-// record version, so that nothing opens where it was not put. The KEK is asked when a bundle is made and
-// when it is not in the cache; never for a single field.
+// record version, so that nothing opens where it was not put. The KEK is asked when a bundle is made or changed,
+// when it is not in the cache, and for everything in an epoch; never for a single field.
 //
 // Wrapped bundles lie in the key store, a kv.Store of the sidecar's own. Destroying a bundle is erasing
 // the person: a cached bundle serves only while the key store still holds that very row.

@@ -222,9 +222,11 @@ const maxSpareKeys = 8
 
 // spare gives every bundle that is older than rotation a new key, when the driver of the rotation has done all
 // subjects that it knows: these are left over from subjects that never came to be. Their older keys are left in
-// them, marked as spare. Should a driver have missed somebody, because its store hid a row, nothing is lost.
+// them, marked as spare. Should a driver have missed somebody, because its store hid a row, nothing is lost, unless it
+// does so maxSpareKeys times.
 func (k *Keyring) spare(ctx context.Context, rotation uint32) error {
 	var ids []uuid.UUID
+	spared := 0
 	flush := func() error {
 		older := func(r row) (plan, error) {
 			return plan{needed: r.rotation < rotation, rotation: rotation, spare: true}, nil
@@ -242,6 +244,9 @@ func (k *Keyring) spare(ctx context.Context, rotation uint32) error {
 		for _, u := range done {
 			if u.err != nil && !isOf(u.err, keys.ErrDestroyed) {
 				return u.err
+			}
+			if u.bundle != nil {
+				spared++
 			}
 		}
 		ids = ids[:0]
@@ -261,10 +266,13 @@ func (k *Keyring) spare(ctx context.Context, rotation uint32) error {
 		}
 		return flush()
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = flush()
 	}
-	return flush()
+	if spared > 0 {
+		k.cfg.Logger.Warn("bundles of subjects that the driver of the rotation does not know have new keys, and keep their older ones", "count", spared)
+	}
+	return err
 }
 
 // plan is what rework is to do with a row: nothing unless needed; rotation and spare are what the new row says.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/tink-crypto/tink-go/v2/tink"
@@ -245,7 +244,9 @@ func (b *BackupFile) inspect(ctx context.Context) (err error) {
 	return nil
 }
 
-// rowCheck checks the rows of a backup as Open would those of a store, and keeps one wrap of each version of the KEK.
+// rowCheck checks the rows of a backup as Open would those of a store, and keeps the keysets, and one bundle of each
+// version of the KEK. A bundle that was damaged in the store is so in the backup, which is as good as the store was:
+// it must not keep everybody's from coming back.
 type rowCheck struct {
 	cfg                 Config
 	instance            []byte
@@ -253,7 +254,9 @@ type rowCheck struct {
 	bundles, tombstones int64
 	keysets             map[string]bool
 	states              map[string][]byte
-	samples             map[uint64]KEKItem
+	damaged             int64              // bundles that no KEK will unwrap, as far as their form tells
+	samples             map[uint64]KEKItem // bundles, by version of the KEK
+	wraps               []KEKItem          // the keysets
 }
 
 func (c *rowCheck) row(p kv.Pair) error {
@@ -272,33 +275,40 @@ func (c *rowCheck) row(p kv.Pair) error {
 		c.states[key[len(prefixState):]] = p.Value
 	case len(key) > 2 && key[:2] == "k/":
 		c.keysets[key[2:]] = true
-		return c.wrapped(p.Value, keysetContext(c.cfg.Instance, key[2:]))
+		wrapped, _, err := c.wrapped(p.Value)
+		c.wraps = append(c.wraps, KEKItem{keysetContext(c.cfg.Instance, key[2:]), wrapped})
+		return err
 	case len(key) == 18 && key[:2] == "b/":
 		c.bundles++
-		return c.wrapped(p.Value, bundleContext(c.cfg.Instance, uuid.UUID(p.Key[2:])))
+		wrapped, version, err := c.wrapped(p.Value)
+		if isOf(err, keys.ErrTampered) {
+			c.damaged++
+			return nil
+		}
+		if _, seen := c.samples[version]; !seen {
+			c.samples[version] = KEKItem{bundleContext(c.cfg.Instance, uuid.UUID(p.Key[2:])), wrapped}
+		}
+		return err
 	case len(key) == 18 && key[:2] == "t/":
 		c.tombstones++
 	}
 	return nil
 }
 
-func (c *rowCheck) wrapped(value, context []byte) error {
+// wrapped takes a row apart. It fails with keys.ErrTampered when the row has not the form of one.
+func (c *rowCheck) wrapped(value []byte) (wrapped []byte, version uint64, err error) {
 	r, err := decodeRow(value)
 	if err != nil {
-		return fmt.Errorf("row of the backup: %w", err)
+		return nil, 0, fmt.Errorf("row of the backup: %w", err)
 	}
 	if r.kek != c.cfg.KEK.Name() {
-		return fmt.Errorf("row of another key-encryption key: %w", ErrBackupForeign)
+		return nil, 0, fmt.Errorf("row of another key-encryption key: %w", ErrBackupForeign)
 	}
-	version, err := c.cfg.KEK.Version(r.wrapped)
-	if err != nil {
-		return fmt.Errorf("row of the backup: %w", err)
+	if version, err = c.cfg.KEK.Version(r.wrapped); err != nil {
+		return nil, 0, fmt.Errorf("row of the backup: %w", err)
 	}
 	c.newest = max(c.newest, r.generation)
-	if _, seen := c.samples[version]; !seen {
-		c.samples[version] = KEKItem{context, r.wrapped}
-	}
-	return nil
+	return r.wrapped, version, nil
 }
 
 // finish checks what only all rows together tell.
@@ -316,15 +326,28 @@ func (c *rowCheck) finish(ctx context.Context) error {
 			return fmt.Errorf("keyset %q is not in the backup: %w", name, archive.ErrDamaged)
 		}
 	}
+	unwrapped, err := callKEK(ctx, c.cfg.KEK.Unwrap, c.wraps)
+	wipeAll(unwrapped)
+	if isOf(err, keys.ErrKEKRetired) {
+		return fmt.Errorf("the keysets in it: %w", ErrBackupDead)
+	}
+	if err != nil {
+		return fmt.Errorf("unwrapping the keysets of the backup: %w", err)
+	}
 	for version, item := range c.samples {
-		clear, err := callKEK(ctx, c.cfg.KEK.Unwrap, []KEKItem{item})
-		if isOf(err, keys.ErrKEKRetired) {
+		unwrapped, err := callKEK(ctx, c.cfg.KEK.Unwrap, []KEKItem{item})
+		wipeAll(unwrapped)
+		switch {
+		case isOf(err, keys.ErrKEKRetired):
 			return fmt.Errorf("keys in it are wrapped under version %d: %w", version, ErrBackupDead)
-		}
-		if err != nil {
+		case isOf(err, keys.ErrTampered):
+			c.damaged++
+		case err != nil:
 			return fmt.Errorf("unwrapping a key of the backup: %w", err)
 		}
-		wipeAll(clear)
+	}
+	if c.damaged > 0 {
+		c.cfg.Logger.Error("bundles in the backup were damaged when it was taken; they are restored as they are", "count", c.damaged)
 	}
 	return nil
 }
@@ -368,7 +391,7 @@ func (b *BackupFile) write(ctx context.Context) error {
 
 // DestroyRefs destroys the bundle of each subject whose reference is in refs, and returns how many it destroyed. It
 // unwraps every bundle of the store, in batches. It is how the erasures since a backup are carried out again: the
-// ledger names people by reference only.
+// ledger names people by reference only. A bundle that is damaged is left as it is: nothing of its subject opens.
 func (k *Keyring) DestroyRefs(ctx context.Context, refs map[[32]byte]bool, reason string) (destroyed int, err error) {
 	if _, err := k.current(); err != nil {
 		return 0, err
@@ -391,11 +414,11 @@ func (k *Keyring) DestroyRefs(ctx context.Context, refs map[[32]byte]bool, reaso
 		if err != nil {
 			return destroyed, err
 		}
-		for i, ref := range found {
+		for id, ref := range found {
 			if !refs[ref] {
 				continue
 			}
-			if err := k.Destroy(ctx, uuid.UUID(page[i].Key[2:]), reason); err != nil {
+			if err := k.Destroy(ctx, id, reason); err != nil {
 				return destroyed, err
 			}
 			destroyed++
@@ -403,35 +426,51 @@ func (k *Keyring) DestroyRefs(ctx context.Context, refs map[[32]byte]bool, reaso
 	}
 }
 
-// refsOf unwraps the bundles of rows and returns their references.
-func (k *Keyring) refsOf(ctx context.Context, rows []kv.Pair) ([][32]byte, error) {
-	items := make([]KEKItem, len(rows))
-	for i, p := range rows {
+// refsOf unwraps the bundles of rows and returns the references of their subjects, but of those that are damaged.
+func (k *Keyring) refsOf(ctx context.Context, rows []kv.Pair) (map[uuid.UUID][32]byte, error) {
+	var ids []uuid.UUID
+	var items []KEKItem
+	damaged := 0
+	for _, p := range rows {
 		if len(p.Key) != 18 {
 			return nil, storeError("reading", fmt.Errorf("key of a bundle: %w", kv.ErrIntegrity))
 		}
+		id := uuid.UUID(p.Key[2:])
 		r, err := k.checkRow(p.Value)
+		if isOf(err, keys.ErrTampered) {
+			damaged++
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		items[i] = KEKItem{bundleContext(k.cfg.Instance, uuid.UUID(p.Key[2:])), r.wrapped}
+		ids, items = append(ids, id), append(items, KEKItem{bundleContext(k.cfg.Instance, id), r.wrapped})
 	}
-	start := time.Now()
-	clear, err := callKEK(ctx, k.cfg.KEK.Unwrap, items)
-	if k.cfg.Observe.KEK != nil {
-		k.cfg.Observe.KEK("unwrap", len(items), time.Since(start), err)
+	results, err := k.unwraps.direct(ctx, items)
+	if err != nil {
+		return nil, fmt.Errorf("unwrapping bundles: %w", err)
+	}
+	refs := make(map[uuid.UUID][32]byte, len(ids))
+	for i, r := range results {
+		b, itemErr := (*bundle)(nil), r.Err
+		if itemErr == nil {
+			b, itemErr = parseBundle(r.Data)
+			r.Data.Wipe()
+		}
+		switch {
+		case itemErr == nil:
+			refs[ids[i]] = b.ref
+		case isOf(itemErr, keys.ErrTampered):
+			damaged++
+		case err == nil:
+			err = itemErr
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("unwrapping bundles: %w", err)
 	}
-	defer wipeAll(clear)
-	refs := make([][32]byte, len(clear))
-	for i, secret := range clear {
-		b, err := parseBundle(secret)
-		if err != nil {
-			return nil, err
-		}
-		refs[i] = b.ref
+	if damaged > 0 {
+		k.cfg.Logger.Error("bundles are damaged; whose they are is not known", "count", damaged)
 	}
 	return refs, nil
 }

@@ -6,11 +6,9 @@ import (
 	"os"
 	"time"
 
+	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/keyspb"
 )
-
-// AdminSuffix is what the path of the socket for those who look after the keys has behind that of the other one.
-const AdminSuffix = ".admin"
 
 // maxChunk is the most bytes of a backup in one message.
 const maxChunk = 256 << 10
@@ -18,7 +16,7 @@ const maxChunk = 256 << 10
 // ListenAdmin makes the socket for those who look after the keys: beside cfg.Path, for this process's user alone
 // whatever cfg says, with mode 0600. It is otherwise Listen.
 func ListenAdmin(cfg SocketConfig) (net.Listener, error) {
-	cfg.Path += AdminSuffix
+	cfg.Path += keys.AdminSuffix
 	cfg.GroupID, cfg.AllowUIDs = nil, []uint32{uint32(os.Getuid())}
 	return listen(cfg, adminMode)
 }

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/keys/keyspb"
 	"github.com/prototypster/pdvault/keys/sidecar"
@@ -40,7 +41,7 @@ func TestTheAdminSocketIsForOurUserAlone(t *testing.T) {
 	l, err := sidecar.ListenAdmin(sidecar.SocketConfig{Path: path, GroupID: &gid, AllowUIDs: []uint32{0, nobody}})
 	do(t, err)
 	defer l.Close()
-	info, err := os.Lstat(path + sidecar.AdminSuffix)
+	info, err := os.Lstat(path + keys.AdminSuffix)
 	do(t, err)
 	if info.Mode() != os.ModeSocket|0o600 || int(info.Sys().(*syscall.Stat_t).Gid) != os.Getgid() {
 		t.Errorf("mode %v, group %d", info.Mode(), info.Sys().(*syscall.Stat_t).Gid)
@@ -60,7 +61,7 @@ func TestAnotherUsersProcessIsRefusedAsAdmin(t *testing.T) {
 	stats := sidecar.NewStats()
 	l, err := sidecar.ListenAdmin(sidecar.SocketConfig{Path: filepath.Join(dir, "s"), AllowUIDs: []uint32{nobody}, Observer: stats})
 	do(t, err)
-	path := filepath.Join(dir, "s") + sidecar.AdminSuffix
+	path := filepath.Join(dir, "s") + keys.AdminSuffix
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -95,7 +96,7 @@ func TestEachSocketServesItsOwnServiceOnly(t *testing.T) {
 	w.FakeKeys()
 	w.Serve()
 	ctx := t.Context()
-	main, admin := dialRaw(t, w.Socket), dialRaw(t, w.Socket+sidecar.AdminSuffix)
+	main, admin := dialRaw(t, w.Socket), dialRaw(t, w.Socket+keys.AdminSuffix)
 	if _, err := keyspb.NewAdminClient(main).Jobs(ctx, &keyspb.JobsRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("Admin on the main socket: %v", err)
 	}
@@ -151,7 +152,7 @@ func TestBackupStreamsInBoundedChunks(t *testing.T) {
 	w.Restart()
 	w.Serve()
 	read := func() ([]byte, error) {
-		stream, err := keyspb.NewAdminClient(dialRaw(t, w.Socket+sidecar.AdminSuffix)).Backup(t.Context(), &keyspb.BackupRequest{})
+		stream, err := keyspb.NewAdminClient(dialRaw(t, w.Socket+keys.AdminSuffix)).Backup(t.Context(), &keyspb.BackupRequest{})
 		if err != nil {
 			return nil, err
 		}
@@ -189,7 +190,7 @@ func TestBackupStreamsInBoundedChunks(t *testing.T) {
 
 	none := sidecartest.New(t)
 	none.Serve()
-	stream, err := keyspb.NewAdminClient(dialRaw(t, none.Socket+sidecar.AdminSuffix)).Backup(t.Context(), &keyspb.BackupRequest{})
+	stream, err := keyspb.NewAdminClient(dialRaw(t, none.Socket+keys.AdminSuffix)).Backup(t.Context(), &keyspb.BackupRequest{})
 	do(t, err)
 	if _, err := stream.Recv(); whyOf(err) != "no-backup" {
 		t.Errorf("without a backup: %v", err)

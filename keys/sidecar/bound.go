@@ -189,6 +189,42 @@ func (w *witness) rotate(ctx context.Context, req *keyspb.RotateLedgerRequest) (
 	return seen, nil
 }
 
+// stateRotated remembers for which job the ledger's key was changed last, and to which: three lines,
+//
+//	pdvault/ledger-rotated/v1
+//	<id of the job>
+//	<note verifier key of the ledger>
+const (
+	stateRotated = "sidecar/ledger-rotated"
+	headRotated  = "pdvault/ledger-rotated/v1\n"
+)
+
+// rotatedFor notes that the newest key is the one that job was for, durably. It refuses when that key was noted for
+// another job, or is the only one there ever was: then nothing was rotated.
+func (w *witness) rotatedFor(ctx context.Context, job string) error {
+	w.bindMu.Lock()
+	defer w.bindMu.Unlock()
+	_, bound := w.status()
+	kept, err := w.ring.LoadState(ctx, stateRotated)
+	if err != nil {
+		return fmt.Errorf("loading the last rotation of the ledger's key: %w", err)
+	}
+	next := headRotated + job + "\n" + bound.newest() + "\n"
+	switch before, ok := strings.CutPrefix(string(kept), headRotated); {
+	case kept != nil && !ok:
+		return fmt.Errorf("%w: last rotation of the ledger's key: %w", ErrState, keys.ErrUnavailable)
+	case string(kept) == next:
+		return nil
+	case kept == nil && len(bound.keys) < 2, kept != nil && strings.HasSuffix(before, "\n"+bound.newest()+"\n"):
+		return refuse(keys.ErrInvalid, whyNotRotated)
+	}
+	// Saves of one name must not overlap, so this one is awaited.
+	if err := w.ring.SaveState(context.WithoutCancel(ctx), stateRotated, []byte(next)); err != nil {
+		return refuse(fmt.Errorf("saving the last rotation of the ledger's key: %w: %w", err, keys.ErrUnavailable), whyNotSaved)
+	}
+	return nil
+}
+
 // rotated returns the binding with key as the newest and without drop, if the checkpoint bears the signatures
 // that this takes.
 func (b binding) rotated(signed []byte, key ledgerKey, drop string) (binding, error) {

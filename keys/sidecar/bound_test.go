@@ -10,6 +10,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/keyspb"
 	"github.com/prototypster/pdvault/keys/sidecar"
 	"github.com/prototypster/pdvault/keys/sidecar/sidecartest"
@@ -287,5 +288,49 @@ func TestEachWitnessKeyCosigns(t *testing.T) {
 				t.Errorf("line %d: %v", i, err)
 			}
 		}
+	}
+}
+
+// TestARotationOfTheLedgerEndsWithAnotherKey: evidence never says that a key was rotated which is the same as before.
+func TestARotationOfTheLedgerEndsWithAnotherKey(t *testing.T) {
+	w := newRotating(t)
+	w.FakeKeys()
+	start := func() string {
+		t.Helper()
+		resp, err := w.Server.StartJob(t.Context(), &keyspb.StartJobRequest{Scope: "ledger", By: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Job.Id
+	}
+	finish := func(job string) error {
+		_, err := w.Server.AdvanceJob(t.Context(), &keyspb.AdvanceJobRequest{Id: job, Finish: true, Recorded: -1})
+		return err
+	}
+	mustFinish := func(job string) {
+		t.Helper()
+		// The answer is lost; the next process is asked again.
+		w.Ring.FailOnce("AdvanceJob", keys.ErrUnavailable)
+		if err := finish(job); codeOf(t, err) != keyspb.Code_UNAVAILABLE {
+			t.Errorf("got %v", err)
+		}
+		w.Restart()
+		if err := finish(job); err != nil {
+			t.Errorf("after a rotation: %v", err)
+		}
+	}
+	for i, next := range []sidecartest.LogKey{w.second, w.third} {
+		before := []sidecartest.LogKey{w.first, w.second}[i]
+		job := start()
+		if err := finish(job); codeOf(t, err) != keyspb.Code_INVALID {
+			t.Errorf("before any rotation: %v", err)
+		}
+		w.mustRotate(next, "", before, next)
+		mustFinish(job)
+		w.mustRotate(next, before.Text, next, before)
+	}
+	job := start()
+	if err := finish(job); codeOf(t, err) != keyspb.Code_INVALID {
+		t.Errorf("the key was dropped that the last rotation replaced: %v", err)
 	}
 }

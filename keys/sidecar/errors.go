@@ -32,6 +32,7 @@ const (
 	whyBudget        = "budget"         // caller, or all together, have opened enough
 	whyNotErased     = "not-erased"     // entry is not of an erasure
 	whySigners       = "signers"        // checkpoint lacks a signature that a change of ledger keys needs
+	whyNotRotated    = "not-rotated"    // the ledger's key is what it was before the job
 	whyNoRotation    = "no-rotation"    // no rotation of these keys is under way
 	whyNoBackup      = "no-backup"      // this sidecar makes none
 	whyInternal      = "internal"

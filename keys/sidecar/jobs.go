@@ -48,11 +48,32 @@ func (s *Server) AdvanceJob(ctx context.Context, req *keyspb.AdvanceJobRequest) 
 	if err != nil {
 		return nil, failure(keys.CodeOf(err), whyMessage)
 	}
+	if p.Finish {
+		if err := s.ledgerRotated(ctx, id); err != nil {
+			return nil, s.refuse("AdvanceJob", err)
+		}
+	}
 	job, err := s.ring.AdvanceJob(ctx, id, p)
 	if err != nil {
 		return nil, s.refuse("AdvanceJob", err)
 	}
 	return s.jobResponse(job)
+}
+
+// ledgerRotated refuses the end of a rotation of the ledger's key, of which the keyring knows nothing, unless the newest
+// key was changed for it. The evidence of the job will say that it was.
+func (s *Server) ledgerRotated(ctx context.Context, id uuid.UUID) error {
+	jobs, err := s.ring.Jobs(ctx)
+	if err != nil {
+		return err
+	}
+	ended := slices.ContainsFunc(jobs, func(j keyring.Job) bool {
+		return j.ID == id && j.Scope == keyring.ScopeLedger && j.State == keyring.JobRunning
+	})
+	if !ended {
+		return nil
+	}
+	return s.witness.rotatedFor(ctx, id.String())
 }
 
 func (s *Server) jobResponse(job keyring.Job) (*keyspb.JobResponse, error) {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/sidecar"
 )
 
@@ -324,6 +325,8 @@ func TestStatsFileIsReplacedAsAWhole(t *testing.T) {
 	stats := sidecar.NewStats()
 	stats.Opened(2, 3)
 	stats.Refused("too-old", 1)
+	stats.Keyring().Epoch("rewrap", 1, 2, nil)
+	stats.Keyring().Epoch("rewrap", 1, 2, keys.ErrSealed)
 	ctx, cancel := contextFor(t)
 	done := make(chan struct{})
 	go func() {
@@ -334,7 +337,7 @@ func TestStatsFileIsReplacedAsAWhole(t *testing.T) {
 	<-done
 	text, err := os.ReadFile(path)
 	do(t, err)
-	for _, want := range []string{"pdkeys_opens_total 2\n", "pdkeys_opened_fields_total 3\n", `pdkeys_refused_total{why="too-old"} 1` + "\n"} {
+	for _, want := range []string{"pdkeys_opens_total 2\n", "pdkeys_opened_fields_total 3\n", "pdkeys_epoch_held_up_total 1\n", `pdkeys_refused_total{why="too-old"} 1` + "\n"} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("metrics lack %q:\n%s", want, text)
 		}

@@ -28,6 +28,7 @@ type Stats struct {
 	wraps   int64
 	unwraps int64
 	kekFail int64
+	held    int64
 	commits int64
 	budget  budgetRefusals
 }
@@ -92,6 +93,14 @@ func (s *Stats) Keyring() keyring.Observer {
 			defer s.mu.Unlock()
 			s.commits++
 		},
+		Epoch: func(_ string, _, _ int64, err error) {
+			if err == nil {
+				return
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.held++
+		},
 	}
 }
 
@@ -112,6 +121,7 @@ func (s *Stats) Text(gauges *Gauges) []byte {
 		{"pdkeys_wraps_total", "Items wrapped by the KEK.", s.wraps},
 		{"pdkeys_unwraps_total", "Items unwrapped by the KEK.", s.unwraps},
 		{"pdkeys_kek_failures_total", "Calls to the KEK that failed.", s.kekFail},
+		{"pdkeys_epoch_held_up_total", "Times that an epoch could not go on, and was to be tried again.", s.held},
 		{"pdkeys_commits_total", "Transactions on the key store.", s.commits},
 	} {
 		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s counter\n%s %d\n", c.name, c.help, c.name, c.name, c.value)

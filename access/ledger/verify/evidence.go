@@ -47,7 +47,7 @@ type KeyEvidence struct {
 	Job      string
 	Scope    string // kek, subject, all-subjects, index, token, ledger, witness
 	Target   uint64 // version that everything was brought to
-	Total    int64  // things on it
+	Total    int64  // things on it, as the sidecar counted them; for index and ledger as pdvault did
 	Left     int64  // things on older versions
 	Started  time.Time
 	Finished time.Time

@@ -485,7 +485,7 @@ func PolicyFile(name, key string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return strings.NewReplacer(`/pdvault"`, "/"+key+`"`, "/pdvault/", "/"+key+"/", "/pdvault-", "/"+key+"-").Replace(string(text)), nil
+	return strings.NewReplacer(`/pdvault"`, "/"+key+`"`, "/pdvault/", "/"+key+"/", "/pdvault-", "/"+key+"-", `"pdvault-`, `"`+key+"-").Replace(string(text)), nil
 }
 
 // Snapshot is a copy of all that is stored, as an operator keeps it.
