@@ -47,9 +47,6 @@ var table = [...]Mapping{
 	{keys.ErrProofRefused, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrNoKey, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 
-	// Of an erasure that is recorded the outcome is known, whatever kept it from being finished at once.
-	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
-
 	{ErrNoCredentials, 401, api.ProblemUnauthenticated, "Authentication is required", 0},
 	{ErrBadCredentials, 401, api.ProblemUnauthenticated, "Authentication is required", 0},
 	{errRoleMissing, 403, api.ProblemAccessDenied, "Access denied", 0},

@@ -177,7 +177,8 @@ func TestAPendingErasureIsSaidWhateverItsCause(t *testing.T) {
 	for _, row := range Mappings() {
 		p, _ := problemOf(t.Context(), &access.PendingErasureError{Entry: 7, Salt: "salt", Cause: row.Err})
 		want := api.ProblemErasurePending
-		if row.Type == api.ProblemIntegrity {
+		// What is wrong with a key ends with the key; what is wrong with our own rows does not.
+		if row.Type == api.ProblemIntegrity && !strings.HasPrefix(row.Err.Error(), "keys: ") {
 			want = api.ProblemIntegrity
 		}
 		if p.Type != want || p.Erasure == "" || p.ErasureSalt != "salt" || p.AccessRecord == nil || *p.AccessRecord != 7 {
