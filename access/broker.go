@@ -68,7 +68,8 @@ type Config struct {
 	Vault   *vault.Vault   // required
 	Opener  Opener         // required
 	Sidecar string         // required: id of the sidecar that may serve this broker's reads
-	// FailureCode names why an open failed, for the access.failed entry. Required.
+	// FailureCode names why an open failed, for the access.failed entry; vault.ErrStale says that the record was
+	// changed meanwhile. Required.
 	FailureCode func(error) string
 	// Stale reports whether an error of Opener or Vault says that a ciphertext does not open: it may have been
 	// sealed again under a newer key meanwhile. Required.

@@ -808,3 +808,42 @@ func TestNothingIsAllowedBehindAnErasure(t *testing.T) {
 		}
 	}
 }
+
+// interrupted is an Opener before whose first Prepare something else happens.
+type interrupted struct {
+	access.Opener
+	once   sync.Once
+	before func()
+}
+
+func (o *interrupted) Prepare(ctx context.Context, subject uuid.UUID, detail []byte) (ref, sealed []byte, err error) {
+	o.once.Do(o.before)
+	return o.Opener.Prepare(ctx, subject, detail)
+}
+
+// A key that has expired is used again, for another subject, while the first one is erased: the erasure forgets the
+// outcome of the first, and not that of the other.
+func TestAnErasureForgetsNoOtherSubjectsOutcome(t *testing.T) {
+	w, _ := newErasingWorld(t)
+	create := func(email string) access.Written {
+		t.Helper()
+		got, err := w.CreateSubject(t.Context(), access.CreateRequest{
+			Request: w.as("shop"), Records: map[string][]byte{"profile": fmt.Appendf(nil, `{"email":%q}`, email)},
+			Idempotency: access.Idempotency{Key: "k", Route: "POST /v1/subjects", Fingerprint: [32]byte{email[0]}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	first := create("ada@example.org")
+	w.clock.Store(25 * 3600)
+	var second access.Written
+	w.config.Opener = &interrupted{Opener: w.config.Opener, before: func() { second = create("bob@example.org") }}
+	w.restart()
+	w.mustErase(first.Subject)
+	w.clock.Store(0) // outcomes are dated by the ledger, whose clock is not ahead
+	if again := create("bob@example.org"); again.Subject != second.Subject || again.Record != second.Record {
+		t.Errorf("a repeated create made another subject: %+v, %+v", again, second)
+	}
+}

@@ -144,6 +144,7 @@ func forgetOutcomes(r kv.Reader, subject uuid.UUID) (kv.Change, error) {
 				return kv.Change{}, wrapf(ErrIntegrity, "row of an idempotency key")
 			}
 			if o.Subject == subject {
+				change.Expect(key, rows[0], errAgain) // one that has expired may become another subject's
 				change.Set(key, encodeRow(&outcome{At: o.At, Erased: true}))
 			}
 		}

@@ -272,7 +272,8 @@ func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, pick func(*v
 		}
 		row, loadErr := b.rowAgain(ctx, q, g.row.Version)
 		if errors.Is(loadErr, errAgain) {
-			b.recordFailure(ctx, q, g, err)
+			// Nothing is damaged, though the sidecar cannot tell: who watches for damage must not be woken.
+			b.recordFailure(ctx, q, g, vault.ErrStale)
 			return nil, nil, errAgain
 		}
 		if loadErr != nil {

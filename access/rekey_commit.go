@@ -33,8 +33,11 @@ func newUnit(ref []byte, r *vault.Renewed) unit {
 	return u
 }
 
-// close makes the failing of any condition name the subject.
+// close makes the failing of any condition name the subject. One condition is that it is not erased: a detail is
+// committed without its head, and what the transaction of an erasure has left of details must not be recorded as
+// sealed again behind it.
 func (u *unit) close() {
+	u.change.Expect(pendingKey(u.id), nil, vault.ErrStale)
 	stale := &vault.StaleError{Subject: u.id}
 	for i, c := range u.change.Checks {
 		if !errors.Is(c.Else, vault.ErrNotUnique) {

@@ -148,12 +148,8 @@ func (s *resealing) resealDetails(ctx context.Context, pages []detailPage) (map[
 // units are the changes that put sealed, nil where nothing is to be changed, in the place of the details.
 func (p *detailPage) units(sealed [][]byte) []unit {
 	var units []unit
-	begin := func() unit {
-		u := unit{id: p.subject.id, ref: p.subject.ref}
-		u.change.Expect(pendingKey(u.id), nil, vault.ErrStale) // nothing about a subject follows its erasure
-		return u
-	}
-	u, size := begin(), 0
+	u := unit{id: p.subject.id, ref: p.subject.ref}
+	size := 0
 	for i, new := range sealed {
 		if new == nil {
 			continue
@@ -162,7 +158,7 @@ func (p *detailPage) units(sealed [][]byte) []unit {
 		u.change.Set(p.keys[i], new)
 		if size += len(new); size > rekeyBytes/2 {
 			u.close()
-			units, u, size = append(units, u), begin(), 0
+			units, u, size = append(units, u), unit{id: u.id, ref: u.ref}, 0
 		}
 	}
 	if len(u.change.Sets) > 0 {

@@ -82,6 +82,9 @@ func (r *Rotator) become(ctx context.Context, job RotationJob, phase string, p *
 	if _, err := r.broker.ledger.Append(ctx, entry, func(ledger.Position) kv.Change { return change }); err != nil {
 		return from, wrapf(err, "announcing a phase")
 	}
+	if err := r.broker.keepIndexChecks(ctx); err != nil {
+		return from, err
+	}
 	return r.broker.indexState(ctx)
 }
 
@@ -91,6 +94,24 @@ type reindexing struct {
 	phase   string
 	changed atomic.Int64
 	schemas func(string) (*schema.Collection, bool)
+	anew    bool         // every token is made, and a subject whose values do not open is left out
+	lost    atomic.Int64 // subjects that were left out
+}
+
+// all goes over all subjects once.
+func (x *reindexing) all(ctx context.Context, p *progress) error {
+	return x.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error {
+		group, groupCtx := errgroup.WithContext(ctx)
+		n := 0
+		for _, ids := range batches {
+			n += len(ids)
+			group.Go(func() error { return x.batch(groupCtx, ids) })
+		}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		return p.add(ctx, n)
+	})
 }
 
 // reindexAll gives every value the tokens of the state of the index, and ends when a pass over all subjects has found
@@ -105,19 +126,7 @@ func (r *Rotator) reindexAll(ctx context.Context, phase string, p *progress) err
 			return err
 		}
 		pass := &reindexing{Rotator: r, phase: phase, schemas: r.broker.schemas(ctx)}
-		err := r.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error {
-			group, groupCtx := errgroup.WithContext(ctx)
-			n := 0
-			for _, ids := range batches {
-				n += len(ids)
-				group.Go(func() error { return pass.batch(groupCtx, ids) })
-			}
-			if err := group.Wait(); err != nil {
-				return err
-			}
-			return p.add(ctx, n)
-		})
-		if err != nil {
+		if err := pass.all(ctx, p); err != nil {
 			return err
 		}
 		if pass.changed.Load() == 0 {
@@ -170,6 +179,9 @@ func (x *reindexing) batch(ctx context.Context, ids []uuid.UUID) error {
 			} else if err != nil && x.Damaged(err) && try < rekeyTries-1 {
 				ids = append(ids, s.ID) // its key may have been replaced since it was loaded
 				continue
+			} else if err != nil && x.Damaged(err) && x.anew {
+				x.lost.Add(1)
+				continue
 			} else if err != nil && x.Damaged(err) {
 				return &rotationError{x.broker.failureCode(err), 1}
 			} else if err != nil {
@@ -209,8 +221,15 @@ func (x *reindexing) load(ctx context.Context, ids []uuid.UUID) (subjects []*vau
 			if errors.Is(err, vault.ErrNoSubject) {
 				continue
 			}
+			if errors.Is(err, vault.ErrIntegrity) && x.anew {
+				x.lost.Add(1)
+				continue
+			}
 			if err != nil {
 				return err
+			}
+			if x.anew {
+				s = s.WithoutTokens()
 			}
 			if len(s.Unindexed()) > 0 {
 				subjects = append(subjects, s)

@@ -3,7 +3,6 @@ package access
 import (
 	"context"
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -31,44 +30,61 @@ func (b *Broker) PermitBackup(ctx context.Context, r Request) error {
 	return err
 }
 
-// IsIdempotencyRow reports whether a row is the outcome of an idempotency key, or leads to one from its subject, from
-// the first byte of its key. Such rows are left out of backups.
+// IsIdempotencyRow reports whether a row is the outcome of an idempotency key, or leads to one, from the first byte of
+// its key. Such rows are left out of backups.
 func IsIdempotencyRow(key []byte) bool { return len(key) > 0 && (key[0] == 'i' || key[0] == 'y') }
+
+// ErrUnreadable is returned by Restore when restored data cannot be opened with the keys that there are.
+var ErrUnreadable = errors.New("access: restored data does not open with the keys that there are")
 
 // Restoration is what a restored store must be told before it serves.
 type Restoration struct {
 	Backup   string    // id of the archive
 	Size     int64     // of the ledger in it
-	Lost     int64     // size that the witness has seen; Size when it has seen no more
+	Lost     int64     // size that the ledger is known to have had; Size when it had no more
 	LostRoot tlog.Hash // its root, when it is above Size
 	// Since is what the lost part of the ledger says, as far as it concerns people's rights; nil: not known.
 	Since *Since
-	// KeyState tells what an error of Opener.Prepare says of a subject's key. Required.
+	// AcceptUnreadable goes on when there is data that does not open.
+	AcceptUnreadable bool
+	Keys             RotationKeys // required
+	// KeyState tells what an error of Keys says of a subject's key. Required.
 	KeyState func(error) KeyState
 }
 
 // KeyState is what became of a subject's key.
 type KeyState int
 
-// States of keys. KeyUnknown is any failure that says nothing about the key.
+// States of keys. KeyUnknown is any failure that says nothing about the key; KeyOther, that it is not the one that the
+// subject's data was sealed under.
 const (
 	KeyUnknown KeyState = iota
 	KeyDestroyed
 	KeyAbsent
+	KeyOther
 )
 
 // Since collects, from a verified log, the acts after a backup that must not be undone by restoring it.
 type Since struct {
 	Withdrawn  map[string]string // consent id to subject_ref
 	Restricted map[string]bool   // subject_ref to whether the last act set the restriction
-	Erased     map[string]bool   // subject_ref
+	Erased     map[string]int    // subject_ref to its place in erasures
 	Kinds      map[string]int64  // entries by kind, for the operator
+	Policy     int64             // version that was published last; 0: none
+
+	erasures []pastErasure
+}
+
+// pastErasure is an erasure that a log tells of.
+type pastErasure struct {
+	erased    verify.Entry
+	destroyed *verify.Entry // nil: the log ends before
 }
 
 // Add takes the next entry of the log.
 func (s *Since) Add(e verify.Entry) {
 	if s.Kinds == nil {
-		*s = Since{map[string]string{}, map[string]bool{}, map[string]bool{}, map[string]int64{}}
+		*s = Since{Withdrawn: map[string]string{}, Restricted: map[string]bool{}, Erased: map[string]int{}, Kinds: map[string]int64{}}
 	}
 	s.Kinds[e.Kind]++
 	switch {
@@ -78,27 +94,41 @@ func (s *Since) Add(e verify.Entry) {
 		s.Restricted[e.SubjectRef] = true
 	case e.Kind == verify.KindRestrictionLift:
 		s.Restricted[e.SubjectRef] = false
-	case e.Kind == verify.KindSubjectErased:
-		s.Erased[e.SubjectRef] = true
+	case e.Kind == verify.KindPolicyPublished && e.Bundle != nil:
+		s.Policy = e.Bundle.Version
+	case e.Kind == verify.KindSubjectErased && e.Erasure != nil:
+		s.Erased[e.SubjectRef] = len(s.erasures)
+		s.erasures = append(s.erasures, pastErasure{erased: e})
+	case e.Kind == verify.KindKeyDestroyed && e.Erasure != nil:
+		if i, ok := s.Erased[e.SubjectRef]; ok {
+			s.erasures[i].destroyed = &e
+		}
 	}
 }
 
 // RestoreReport is what a restoration came to.
 type RestoreReport struct {
 	verify.Restored
-	Entry    int64 // index of ledger.restored
-	Subjects int   // that live
-	Keyless  int   // subjects without a key: the key store is older than the data
-	Lifted   int   // restrictions that were lifted again
-	Unkept   int   // erasures of the log after which the subject's key is still there
+	Entry      int64 // index of ledger.restored
+	Subjects   int   // that live
+	Keyless    int   // subjects without a key: the key store is older than the data
+	Unreadable int   // subjects whose data was sealed under keys that are gone
+	Lifted     int   // restrictions that were lifted again
+	Pending    int   // erasures whose keys are destroyed, and recorded to be, at the start
+	Policy     int64 // version of the policy that is in force again, when a later one is lost; 0: none is
 }
 
-// Restore brings a store that was just put back from a backup up to what must not be undone: subjects whose key was
-// destroyed since are purged, and withdrawals and restrictions are carried out again, each by an entry of its own.
-// Before any of them stands one entry that says what was restored and what is lost. Nobody else may use the store.
+// Restore brings a store that was just put back from a backup up to what must not be undone: erasures, withdrawals and
+// restrictions since are carried out again, each by an entry of its own. Before any of them stands one entry that says
+// what was restored and what is lost. An erasure that the log tells of keeps its certificate; the key of the person, if
+// it is there still, is destroyed by FinishErasures. Of people whose key was destroyed, and of whose erasure nothing is
+// known, what is left is purged.
+//
+// When data does not open with the keys that there are, it fails with ErrUnreadable, and the report counts. After an
+// error the store must not be used. Nobody else may use it meanwhile.
 func (b *Broker) Restore(ctx context.Context, r Restoration) (RestoreReport, error) {
-	if r.KeyState == nil {
-		return RestoreReport{}, errors.New("access: KeyState is required")
+	if r.KeyState == nil || r.Keys == nil {
+		return RestoreReport{}, errors.New("access: Keys and KeyState are required")
 	}
 	if size := b.ledger.Checkpoint().Size; size != r.Size {
 		return RestoreReport{}, fmt.Errorf("%w: the restored ledger has %d entries, not %d", ErrIntegrity, size, r.Size)
@@ -107,19 +137,25 @@ func (b *Broker) Restore(ctx context.Context, r Restoration) (RestoreReport, err
 	if r.Lost > r.Size {
 		report.LostRoot = base64.StdEncoding.EncodeToString(r.LostRoot[:])
 	}
-	since := r.Since
-	if since == nil {
-		since = new(Since)
+	if r.Since == nil {
+		r.Since = new(Since)
 	}
-	byRef, err := b.purgeDestroyed(ctx, r.KeyState, since, &report)
+	if current := b.current.Load().Version; r.Since.Policy > current {
+		report.Policy = current
+	}
+	v := &survey{state: r.KeyState, since: r.Since, byRef: make(map[string]uuid.UUID)}
+	if err := b.survey(ctx, r.Keys, v); err != nil {
+		return RestoreReport{}, err
+	}
+	report.Subjects, report.Keyless, report.Unreadable, report.Erased = v.live, v.keyless, v.unreadable, len(v.erased)
+	if v.keyless+v.unreadable > 0 && !r.AcceptUnreadable {
+		return report, ErrUnreadable
+	}
+	withdrawals, err := b.pendingWithdrawals(ctx, v)
 	if err != nil {
 		return RestoreReport{}, err
 	}
-	withdrawals, err := b.pendingWithdrawals(ctx, since)
-	if err != nil {
-		return RestoreReport{}, err
-	}
-	restrictions, err := b.pendingRestrictions(ctx, since, byRef)
+	restrictions, err := b.pendingRestrictions(ctx, v)
 	if err != nil {
 		return RestoreReport{}, err
 	}
@@ -141,6 +177,9 @@ func (b *Broker) Restore(ctx context.Context, r Restoration) (RestoreReport, err
 		return RestoreReport{}, wrapf(err, "recording the restore")
 	}
 	report.Entry = receipt.Index
+	if err := b.eraseAllAgain(ctx, by, v); err != nil {
+		return RestoreReport{}, err
+	}
 	for _, w := range withdrawals {
 		if err := b.withdrawAgain(ctx, by, w); err != nil {
 			return RestoreReport{}, err
@@ -151,113 +190,214 @@ func (b *Broker) Restore(ctx context.Context, r Restoration) (RestoreReport, err
 			return RestoreReport{}, err
 		}
 	}
-	return report, nil
+	report.Pending, err = b.PendingErasures(ctx)
+	return report, err
 }
 
-const (
-	restorePage    = 1000
-	restoreWorkers = 256 // calls of Prepare at once, which the sidecar's client gathers into batches
-)
+const restorePage = 1000
 
-// purgeDestroyed asks for the key of every subject and purges those whose key was destroyed. It returns the
-// subjects behind the references that since names.
-func (b *Broker) purgeDestroyed(ctx context.Context, state func(error) KeyState, since *Since, report *RestoreReport) (map[string]uuid.UUID, error) {
-	byRef := make(map[string]uuid.UUID)
-	var last uuid.UUID
-	for {
-		var page []*vault.Subject
-		err := b.store.View(ctx, func(r kv.Reader) (err error) {
-			page, err = vault.Heads(r, last, restorePage)
-			return err
-		})
-		if err != nil || len(page) == 0 {
-			return byRef, err
-		}
-		last = page[len(page)-1].ID
-		var mu sync.Mutex // guards destroyed, byRef and report
-		var destroyed []*vault.Subject
-		group, asking := errgroup.WithContext(ctx)
-		group.SetLimit(restoreWorkers)
-		for _, s := range page {
-			if s.Head.Erased {
-				continue
-			}
+// survey is what the sidecar knows of the subjects of a restored store.
+type survey struct {
+	state func(error) KeyState
+	since *Since
+
+	mu                        sync.Mutex // guards the rest
+	live, keyless, unreadable int
+	byRef                     map[string]uuid.UUID // subjects that since restricts or lifts
+	erased                    []gone
+}
+
+// gone is a subject that was erased after the backup.
+type gone struct {
+	id  uuid.UUID
+	ref string // empty: not known
+}
+
+// survey asks for the key of every subject, and whether it opens everything that is sealed of the subject. Nothing is
+// changed by that, and what is under the newest key is not even opened: it is as it was signed for. The sealed details
+// of accesses are left out: who has lost these has lost the records too.
+func (b *Broker) survey(ctx context.Context, keys RotationKeys, v *survey) error {
+	r := &Rotator{RotatorConfig: RotatorConfig{Broker: b, Keys: keys, Observer: unobservedRotation{}}, broker: b}
+	asked := &resealing{Rotator: r} // rotation 0: no key is made
+	err := r.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error {
+		group, groupCtx := errgroup.WithContext(ctx)
+		for _, ids := range batches {
 			group.Go(func() error {
-				ref, _, err := b.opener.Prepare(asking, s.ID, nil)
-				mu.Lock()
-				defer mu.Unlock()
-				if err == nil {
-					report.Subjects++
-					name := encodeRef(ref)
-					if _, concerned := since.Restricted[name]; concerned {
-						byRef[name] = s.ID
-					}
-					if since.Erased[name] {
-						report.Unkept++
-					}
-					return nil
+				all, err := asked.load(groupCtx, ids)
+				if err != nil {
+					return err
 				}
-				switch state(err) {
-				case KeyDestroyed:
-					destroyed = append(destroyed, s)
-				case KeyAbsent:
-					report.Keyless++
-				default:
+				outcomes, err := asked.reseal(groupCtx, itemsOf(all))
+				if err != nil {
 					return wrapf(err, "asking for the keys of the restored subjects")
+				}
+				for i, l := range all {
+					if err := b.surveyed(groupCtx, v, l.subject, outcomes[i]); err != nil {
+						return err
+					}
 				}
 				return nil
 			})
 		}
-		if err := group.Wait(); err != nil {
-			return nil, err
+		return group.Wait()
+	})
+	v.unreadable += int(asked.failed.Load())
+	return err
+}
+
+// surveyed takes what the sidecar says of one subject.
+func (b *Broker) surveyed(ctx context.Context, v *survey, s *vault.Subject, o ResealedSubject) error {
+	state := KeyUnknown
+	if o.Err != nil {
+		if state = v.state(o.Err); state == KeyUnknown {
+			return wrapf(o.Err, "asking for the keys of the restored subjects")
 		}
-		for _, s := range destroyed {
-			if err := b.purge(ctx, s); err != nil {
-				return nil, err
-			}
-		}
-		report.Erased += len(destroyed)
 	}
+	var name string
+	if ref := o.Ref; state == KeyDestroyed || ref == nil {
+		found, err := b.refOfRecords(ctx, s)
+		if err != nil {
+			return err
+		}
+		if found != nil {
+			name = encodeRef(found)
+		}
+	} else {
+		name = encodeRef(ref)
+	}
+	_, erased := v.since.Erased[name]
+	_, restricted := v.since.Restricted[name]
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case erased, state == KeyDestroyed:
+		v.erased = append(v.erased, gone{s.ID, name})
+		return nil
+	case state == KeyAbsent:
+		v.keyless++
+	case state == KeyOther:
+		v.unreadable++
+	default:
+		v.live++
+	}
+	if restricted {
+		v.byRef[name] = s.ID
+	}
+	return nil
+}
+
+// eraseAllAgain carries out the erasures since the backup, in the order in which they came.
+func (b *Broker) eraseAllAgain(ctx context.Context, by Request, v *survey) error {
+	here := make(map[int]uuid.UUID)
+	for _, g := range v.erased {
+		if i, told := v.since.Erased[g.ref]; told {
+			here[i] = g.id
+			continue
+		}
+		if err := b.purge(ctx, g.id); err != nil {
+			return err
+		}
+	}
+	for i, past := range v.since.erasures {
+		subject, found := here[i]
+		if !found && past.destroyed == nil {
+			continue // nothing of it is here, and nobody knows what became of the key
+		}
+		if err := b.eraseAgain(ctx, by, subject, past); err != nil {
+			return wrapf(err, "erasing again")
+		}
+	}
+	return nil
+}
+
+// eraseAgain repeats the entries of an erasure, so that its certificate is found here too, and leaves nothing of the
+// subject. What happens to the key, and is on record of that, is for FinishErasures. A zero subject is not in the store.
+func (b *Broker) eraseAgain(ctx context.Context, by Request, subject uuid.UUID, past pastErasure) error {
+	id, err := uuid.Parse(past.erased.Erasure.ID)
+	if err != nil {
+		return wrapf(ErrIntegrity, "id of an erasure")
+	}
+	var deletions kv.Change
+	if subject != uuid.Nil {
+		if deletions, err = b.wholeSubject(ctx, subject, past.erased.SubjectRef); err != nil {
+			return err
+		}
+	}
+	repeat := func(e verify.Entry) verify.Entry {
+		entry := b.newEntry(e.Kind, by)
+		entry.SubjectRef, entry.Reason, entry.DetailCommit, entry.Erasure = e.SubjectRef, e.Reason, e.DetailCommit, e.Erasure
+		entry.Policy = b.current.Load().Version
+		return entry
+	}
+	receipt, err := b.ledger.Append(ctx, repeat(past.erased), func(at ledger.Position) kv.Change {
+		change := deletions
+		if subject != uuid.Nil {
+			change.Set(pendingKey(subject), encodeRow(&pendingErasure{Entry: at.Index, ID: id}))
+		}
+		return change
+	})
+	if err != nil || subject != uuid.Nil {
+		return err
+	}
+	entry := repeat(*past.destroyed)
+	entry.Policy, entry.Of = 0, &receipt.Index
+	_, err = b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
+		var change kv.Change
+		change.Set(finishedKey(id), encodeRow(&finishedErasure{Erased: receipt.Index, Destroyed: at.Index}))
+		return change
+	})
+	return err
+}
+
+// wholeSubject is the change that deletes a subject as an erasure does. The details that it leaves are deleted when the
+// erasure is finished.
+func (b *Broker) wholeSubject(ctx context.Context, subject uuid.UUID, name string) (kv.Change, error) {
+	ref, err := verify.ParseRef(name)
+	if err != nil {
+		return kv.Change{}, wrapf(ErrIntegrity, "reference of an erased subject")
+	}
+	t, err := b.target(ctx, subject)
+	if err != nil {
+		return kv.Change{}, err
+	}
+	rows, err := b.ledger.SubjectRows(ctx, ref, nil, detailsAtOnce)
+	if err != nil {
+		return kv.Change{}, wrapf(err, "looking for details")
+	}
+	change, err := t.deletions()
+	if err != nil {
+		return kv.Change{}, err
+	}
+	for _, row := range rows {
+		change.Delete(row)
+		change.Delete(detailKey(indexIn(row)))
+	}
+	return change, nil
 }
 
 // purge removes what the store still holds of a subject whose key was destroyed.
-func (b *Broker) purge(ctx context.Context, s *vault.Subject) error {
-	ref, err := b.refOfRecords(ctx, s)
+func (b *Broker) purge(ctx context.Context, subject uuid.UUID) error {
+	t, err := b.target(ctx, subject)
 	if err != nil {
 		return err
 	}
-	for ref != nil {
-		keys, err := b.ledger.SubjectRows(ctx, ref, nil, restorePage)
-		if err != nil {
+	if t.pending != nil {
+		return wrapf(ErrIntegrity, "an erasure of a subject that is there is pending")
+	}
+	ref, err := b.refOfRecords(ctx, t.subject)
+	if err != nil {
+		return err
+	}
+	if ref != nil {
+		if err := b.sweepDetails(ctx, ref); err != nil {
 			return err
-		}
-		if len(keys) == 0 {
-			break
-		}
-		err = b.store.Update(ctx, func(w kv.Writer) error {
-			for _, key := range keys {
-				w.Delete(key)
-				w.Delete(detailKey(int64(binary.BigEndian.Uint64(key[len(key)-8:]))))
-			}
-			return nil
-		})
-		if err != nil {
-			return wrapf(err, "purging an erased subject")
 		}
 	}
-	err = b.store.Update(ctx, func(w kv.Writer) error {
-		change, err := s.Purge(w)
-		if err != nil {
-			return err
-		}
-		l, err := consent.Load(w, s.ID)
-		if err != nil {
-			return err
-		}
-		change.Merge(l.Purge())
-		return change.Apply(w)
-	})
+	change, err := t.deletions()
 	if err != nil {
+		return err
+	}
+	if err := b.store.Update(ctx, func(w kv.Writer) error { return change.Apply(w) }); err != nil {
 		return wrapf(err, "purging an erased subject")
 	}
 	return nil
@@ -287,7 +427,11 @@ type pendingWithdrawal struct {
 	ref  string
 }
 
-func (b *Broker) pendingWithdrawals(ctx context.Context, since *Since) ([]pendingWithdrawal, error) {
+func (b *Broker) pendingWithdrawals(ctx context.Context, v *survey) ([]pendingWithdrawal, error) {
+	since, erased := v.since, make(map[uuid.UUID]bool, len(v.erased))
+	for _, g := range v.erased {
+		erased[g.id] = true
+	}
 	var out []pendingWithdrawal
 	err := b.store.View(ctx, func(r kv.Reader) error {
 		out = nil
@@ -298,9 +442,12 @@ func (b *Broker) pendingWithdrawals(ctx context.Context, since *Since) ([]pendin
 			}
 			subject, err := consent.Owner(r, id)
 			if errors.Is(err, consent.ErrNotFound) {
-				continue // given after the backup, or its subject was erased
+				continue // given after the backup
 			} else if err != nil {
 				return err
+			}
+			if erased[subject] {
+				continue
 			}
 			l, err := consent.Load(r, subject)
 			if err != nil {
@@ -346,7 +493,8 @@ type pendingRestriction struct {
 	on      bool
 }
 
-func (b *Broker) pendingRestrictions(ctx context.Context, since *Since, byRef map[string]uuid.UUID) ([]pendingRestriction, error) {
+func (b *Broker) pendingRestrictions(ctx context.Context, v *survey) ([]pendingRestriction, error) {
+	since, byRef := v.since, v.byRef
 	var out []pendingRestriction
 	err := b.store.View(ctx, func(r kv.Reader) error {
 		out = nil

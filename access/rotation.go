@@ -327,6 +327,9 @@ func (p *progress) add(ctx context.Context, n int) error {
 
 func (p *progress) report(ctx context.Context) error {
 	p.reported = time.Now()
+	if p.phase == phaseMend {
+		return nil // no sidecar knows of it
+	}
 	p.rotator.Observer.RotationProgress(p.job.Scope, p.done, p.total)
 	job, err := p.rotator.Keys.AdvanceJob(ctx, p.job.ID, RotationProgress{Phase: p.phase, Done: p.done, Total: p.total, Recorded: -1})
 	if err != nil {

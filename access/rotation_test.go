@@ -50,7 +50,13 @@ func newRotationWorld(t *testing.T) (*world, *ringKeys) {
 	must(t, err)
 	w.config = access.Config{
 		Store: w.store, Ledger: w.ledger, Vault: v, Opener: ring, Sidecar: "sidecar",
-		FailureCode: func(error) string { return "injected" }, Stale: func(err error) bool { return errors.Is(err, keys.ErrTampered) },
+		FailureCode: func(err error) string {
+			if errors.Is(err, vault.ErrStale) {
+				return "changed-meanwhile"
+			}
+			return "injected"
+		},
+		Stale:     func(err error) bool { return errors.Is(err, keys.ErrTampered) },
 		SealedFor: 150 * time.Millisecond,
 	}
 	w.Broker, err = access.Bootstrap(t.Context(), w.config, withoutLimits(t))
@@ -544,6 +550,9 @@ func TestAReadOfAnOlderVersionWhoseKeyWasDroppedIsDecidedAnew(t *testing.T) {
 	for _, e := range w.entries(size) {
 		if e.Kind == verify.KindAccessFailed && *e.Of == size {
 			failed++
+			if e.Reason != "changed-meanwhile" { // and not what the ciphertext looked like
+				t.Errorf("because of %q", e.Reason)
+			}
 		}
 	}
 	if failed != 1 {

@@ -57,8 +57,8 @@ type Problem struct {
 	Missing      []Missing   `json:"missing,omitempty"`      // of a denial: what would have to be there
 	Violations   []Violation `json:"violations,omitempty"`   // of an invalid request: where
 	Rotation     string      `json:"rotation,omitzero"`      // of rotation-running: id of the one that is
-	Erasure      string      `json:"erasure,omitzero"`       // of erasure-pending: id of the certificate that there will be
-	ErasureSalt  string      `json:"erasure_salt,omitzero"`  // of erasure-pending, for who erased: proves whom the entry is about
+	Erasure      string      `json:"erasure,omitzero"`       // of an erasure that is recorded and not finished: id of the certificate that there will be
+	ErasureSalt  string      `json:"erasure_salt,omitzero"`  // the same, for who erased: proves whom the entry is about
 	AccessRecord *int64      `json:"access_record,omitzero"` // index of the access record; nil: none was written
 	TraceID      string      `json:"trace_id,omitzero"`      // W3C trace-id of the request; empty: it had none
 	RequestID    string      `json:"request_id,omitzero"`

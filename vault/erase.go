@@ -2,37 +2,13 @@ package vault
 
 import (
 	"fmt"
-	"maps"
-	"slices"
-
-	"github.com/google/uuid"
 
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
-// LoadWhole is Load with every record that the subject has.
-func LoadWhole(r kv.Reader, subject uuid.UUID) (*Subject, error) {
-	s, err := Load(r, subject)
-	if err != nil {
-		return s, err
-	}
-	return Load(r, subject, s.collections()...)
-}
-
-// collections returns the names of those in which the subject has a record, sorted.
-func (s *Subject) collections() []string {
-	var names []string
-	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
-		if !s.Head.Records[name].Deleted {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // Erase returns the change that erases a subject: every record and every row of the index that it has is
 // deleted, and its head becomes a tombstone that says nothing but that there was one. s must have been loaded
-// whole.
+// with all its records.
 func (s *Subject) Erase() (kv.Change, error) {
 	var change kv.Change
 	if !s.Exists() {

@@ -64,27 +64,33 @@ func LoadAll(r kv.Reader, subject uuid.UUID) (*Subject, error) {
 	if err != nil {
 		return s, err
 	}
-	var collections []string
-	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
-		if !s.Head.Records[name].Deleted {
-			collections = append(collections, name)
-		}
-	}
-	if len(collections) == 0 {
+	names := s.collections()
+	if len(names) == 0 {
 		return s, nil
 	}
-	keys := make([][]byte, len(collections))
-	for i, c := range collections {
+	keys := make([][]byte, len(names))
+	for i, c := range names {
 		keys[i] = recordKey(subject, c)
 	}
 	values, err := r.Get(keys...)
 	if err != nil {
 		return nil, fmt.Errorf("reading subject: %w", err)
 	}
-	if err := s.take(collections, values); err != nil {
+	if err := s.take(names, values); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// collections returns the names of those in which the subject has a record, sorted.
+func (s *Subject) collections() []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
+		if !s.Head.Records[name].Deleted {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Sealed lists every ciphertext in the loaded records, in the order that Reseal takes their replacements in.
@@ -294,4 +300,38 @@ func StrayTokens(r kv.Reader, state IndexState, after []byte, limit int) (stray 
 		}
 	}
 	return stray, nil, nil
+}
+
+// WithoutTokens returns the subject as if no value in its records had a token yet, for who has removed all rows of the
+// index: all that it lists as Unindexed is made anew.
+func (s *Subject) WithoutTokens() *Subject {
+	bare := *s
+	bare.Rows = make(map[string]*Row, len(s.Rows))
+	for name, row := range s.Rows {
+		row = row.clone()
+		for i := range row.Fields {
+			for j := range row.Fields[i].Index {
+				row.Fields[i].Index[j].Tokens = nil
+			}
+		}
+		bare.Rows[name] = row
+	}
+	return &bare
+}
+
+// IndexRowKeys returns the keys of up to limit rows of the index.
+func IndexRowKeys(r kv.Reader, limit int) (keys [][]byte, err error) {
+	for _, kind := range []byte{'u', 'x'} {
+		pairs, err := r.Scan([]byte{kind}, nil, limit-len(keys))
+		if err != nil {
+			return nil, fmt.Errorf("reading index: %w", err)
+		}
+		for _, p := range pairs {
+			keys = append(keys, p.Key)
+		}
+		if len(keys) == limit {
+			break
+		}
+	}
+	return keys, nil
 }

@@ -62,30 +62,3 @@ func Heads(r kv.Reader, after uuid.UUID, limit int) ([]*Subject, error) {
 	}
 	return subjects, nil
 }
-
-// Purge returns the change that leaves of a subject whose key was destroyed nothing but the head of an erased one.
-func (s *Subject) Purge(r kv.Reader) (kv.Change, error) {
-	var change kv.Change
-	pairs, err := r.Scan(recordKey(s.ID, ""), nil, maxCollections)
-	if err != nil {
-		return change, fmt.Errorf("reading records: %w", err)
-	}
-	for _, p := range pairs {
-		rows, err := IndexRows(p.Key, p.Value)
-		if err != nil {
-			return change, err
-		}
-		for _, row := range rows {
-			change.Delete(row.Key)
-		}
-		change.Delete(p.Key)
-	}
-	s.Expect(&change)
-	change.Set(headKey(s.ID), encodeHead(Head{
-		Format: headFormat, Version: s.Head.Version + 1, Created: s.Head.Created, Erased: true,
-	}))
-	return change, nil
-}
-
-// maxCollections bounds the records of one subject: there is one in each collection at most.
-const maxCollections = 10_000

@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/prototypster/pdvault/access"
@@ -30,7 +31,7 @@ func leftOut(b byte) bool {
 
 // Backup writes an archive of the data store to w, as one snapshot shows it, while the instance serves. What it
 // holds is ciphertext and ledger: no key, and nothing that opens without the key store. The manifest at its end
-// is signed with each key that the ledger has then. A second backup at the same time is refused with access.ErrBusy.
+// is signed with every key that the ledger in it signs with. A second backup at the same time is refused with access.ErrBusy.
 func (d *Daemon) Backup(ctx context.Context, w io.Writer) error {
 	if !d.backingUp.TryLock() {
 		return access.ErrBusy
@@ -39,7 +40,7 @@ func (d *Daemon) Backup(ctx context.Context, w io.Writer) error {
 	start := time.Now()
 	header := archive.NewHeader(archive.KindData, d.config.Instance, start)
 	header.Store = d.store.ID()
-	sum, err := writeBackup(ctx, d.store, header, w, d.ledger.Sign, d.sidecar.Generation())
+	sum, err := writeBackup(ctx, d.store, header, w, d.sidecar, d.sidecar.Generation())
 	if err != nil {
 		d.log.Error("backup failed", "id", header.ID, "error", err)
 		return err
@@ -48,8 +49,17 @@ func (d *Daemon) Backup(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-func writeBackup(ctx context.Context, store kv.Store, header archive.Header, w io.Writer, sign func(text string) ([]byte, error), generation uint64) (sum archive.Summary, err error) {
+func writeBackup(ctx context.Context, store kv.Store, header archive.Header, w io.Writer, sidecar protector, generation uint64) (sum archive.Summary, err error) {
 	err = store.View(ctx, func(r kv.Reader) error {
+		// The keys of the snapshot, not those that sign by now: who restores it goes on with these.
+		id, err := readIdentity(r)
+		if err != nil {
+			return err
+		}
+		keys, err := id.keys(ctx, sidecar)
+		if err != nil {
+			return err
+		}
 		stored, err := r.Get(ledger.CheckpointKey())
 		if err != nil {
 			return fmt.Errorf("reading the checkpoint: %w", err)
@@ -76,7 +86,15 @@ func writeBackup(ctx context.Context, store kv.Store, header archive.Header, w i
 				Instance: header.Instance, ID: header.ID.String(), Created: header.Created, Count: sum.Count,
 				Digest: tlog.Hash(sum.Digest), Ledger: checkpoint.Checkpoint, Generation: generation,
 			}
-			return sign(manifest.Format())
+			signers := make([]note.Signer, len(keys))
+			for i, k := range keys {
+				signers[i] = k.Signer
+			}
+			signed, err := note.Sign(&note.Note{Text: manifest.Format()}, signers...)
+			if err != nil {
+				return nil, fmt.Errorf("signing the manifest: %w", err)
+			}
+			return signed, nil
 		})
 		return err
 	})

@@ -141,6 +141,11 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("starting the rotator: %w", err)
 	}
+	if _, lost, err := rotator.MendIndex(ctx); err != nil {
+		return fmt.Errorf("mending the index: %w", err)
+	} else if lost > 0 {
+		log.Error("people cannot be found by the index, since their data does not open", "count", lost)
+	}
 	d.showState()
 	d.background.start(d.keepGeneration, d.keepWitnessed, d.sweep, d.finishErasures, rotator.Run, d.dropLedgerKeys)
 	return nil

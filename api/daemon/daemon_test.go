@@ -13,6 +13,7 @@ import (
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/keys/client"
+	"github.com/prototypster/pdvault/vault"
 	"github.com/prototypster/pdvault/vault/kv"
 	"github.com/prototypster/pdvault/vault/kv/memkv"
 )
@@ -98,7 +99,7 @@ func TestEveryFailureOfTheSidecarHasACode(t *testing.T) {
 	seen := map[string]bool{}
 	for _, err := range []error{
 		keys.ErrSealed, keys.ErrForbidden, keys.ErrUnavailable, keys.ErrKEKMissing, keys.ErrKEKRetired, keys.ErrDestroyed, keys.ErrNoKey,
-		keys.ErrBudget, keys.ErrTampered, keys.ErrReplayed, keys.ErrProofRefused, keys.ErrRolledBack, access.ErrIntegrity, context.DeadlineExceeded, context.Canceled,
+		keys.ErrBudget, keys.ErrTampered, keys.ErrReplayed, keys.ErrProofRefused, keys.ErrRolledBack, access.ErrIntegrity, vault.ErrStale, context.DeadlineExceeded, context.Canceled,
 	} {
 		code := failureCode(fmt.Errorf("opening: %w", err))
 		if seen[code] || code == "internal" {

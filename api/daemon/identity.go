@@ -53,25 +53,43 @@ var errNotInitialised = errors.New("the instance is not initialised: run pdvault
 const ledgerKeyLabel = "ledger-key"
 
 func loadIdentity(ctx context.Context, store kv.Store) (id identity, err error) {
-	var raw []byte
 	err = store.View(ctx, func(r kv.Reader) error {
-		rows, err := r.Get(identityKey)
-		if err == nil {
-			raw = rows[0]
-		}
+		id, err = readIdentity(r)
 		return err
 	})
+	return id, err
+}
+
+func readIdentity(r kv.Reader) (identity, error) {
+	rows, err := r.Get(identityKey)
 	if err != nil {
 		return identity{}, fmt.Errorf("reading the identity: %w", err)
 	}
-	if raw == nil {
+	if rows[0] == nil {
 		return identity{}, errNotInitialised
 	}
+	return parseIdentity(rows[0])
+}
+
+func parseIdentity(raw []byte) (id identity, err error) {
 	if err := json.Unmarshal(raw, &id, json.RejectUnknownMembers(true)); err != nil {
 		return identity{}, fmt.Errorf("%w: identity cannot be decoded", kv.ErrIntegrity)
 	}
 	id.raw = raw
 	return id, nil
+}
+
+// keys are all ledger keys that sign, unwrapped by the sidecar, the newest first.
+func (id identity) keys(ctx context.Context, sidecar protector) ([]ledger.Key, error) {
+	signer, verifier, err := id.ledgerKey(ctx, sidecar)
+	if err != nil {
+		return nil, err
+	}
+	older, err := id.olderKeys(ctx, sidecar)
+	if err != nil {
+		return nil, err
+	}
+	return append([]ledger.Key{{Signer: signer, Verifier: verifier}}, older...), nil
 }
 
 // createIdentity makes the ledger key, has it wrapped and stores the identity.
@@ -89,16 +107,6 @@ func createIdentity(ctx context.Context, store kv.Store, sidecar *client.Client,
 		w.Set(identityKey, id.raw)
 		return nil
 	})
-}
-
-// has reports whether key is one that the ledger of id signs with.
-func (id identity) has(key note.Verifier) bool {
-	for _, text := range id.verifiers() {
-		if v, err := note.NewVerifier(text); err == nil && v.Name() == key.Name() && v.KeyHash() == key.KeyHash() {
-			return true
-		}
-	}
-	return false
 }
 
 // verifiers are the verifier keys of the ledger, the newest first.

@@ -60,6 +60,7 @@ var failureCodes = [...]struct {
 	{keys.ErrProofRefused, "proof-refused"},
 	{keys.ErrRolledBack, "rolled-back"},
 	{access.ErrIntegrity, "integrity"},
+	{vault.ErrStale, "changed-meanwhile"},
 	{context.DeadlineExceeded, "timeout"},
 	{context.Canceled, "cancelled"},
 }

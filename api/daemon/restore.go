@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/go-json-experiment/json"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -41,6 +40,11 @@ type RestoreOptions struct {
 	// LogDir is an export of the log that was made after the backup, as late as there is one; empty: none.
 	// Without it, what people asked for since the backup is not known.
 	LogDir string
+	// LedgerKeys are public keys of the ledger that the caller vouches for, beside those that the sidecar is bound to:
+	// for a backup that was signed with one that has been dropped since.
+	LedgerKeys []string
+	// AcceptUnreadable restores also when some of the data cannot be opened with the keys that there are.
+	AcceptUnreadable bool
 }
 
 // RestoreReport is what a restore came to.
@@ -49,8 +53,8 @@ type RestoreReport struct {
 	Manifest verify.Backup
 	Log      *verify.Checkpoint // of the exported log; nil: there was none
 	Since    map[string]int64   // entries that the log holds after the backup, by kind
-	Rewind   bool               // the sidecar has witnessed more: pdkeys rewind must be run before pdvault serves
-	NoIndex  bool               // what is indexed cannot be looked up or written: an index key of the backup is gone
+	Rewind   bool               // the sidecar knows more of the ledger: pdkeys rewind must be run before pdvault serves
+	Reindex  bool               // the index keys of the backup are gone: the start makes the index anew
 }
 
 // restoring is where a store is built until it is complete. It is never opened under this name but by Restore,
@@ -87,7 +91,7 @@ func Restore(ctx context.Context, c Config, o RestoreOptions, log *slog.Logger) 
 	if status.Instance != c.Instance {
 		return report, fmt.Errorf("the sidecar serves instance %q, not %q", status.Instance, c.Instance)
 	}
-	bound, err := boundKey(status)
+	bound, err := boundKeys(status, o.LedgerKeys)
 	if err != nil {
 		return report, err
 	}
@@ -107,18 +111,22 @@ func Restore(ctx context.Context, c Config, o RestoreOptions, log *slog.Logger) 
 		return report, err
 	}
 	restoration := access.Restoration{
-		Backup: a.manifest.ID, Size: a.manifest.Ledger.Size, Lost: status.WitnessedSize, KeyState: keyState,
+		Backup: a.manifest.ID, Size: a.manifest.Ledger.Size, Lost: status.WitnessedSize,
+		AcceptUnreadable: o.AcceptUnreadable, Keys: d.sidecar, KeyState: keyState,
 	}
 	if len(status.WitnessedRoot) == tlog.HashSize {
 		restoration.LostRoot = tlog.Hash(status.WitnessedRoot)
 	}
-	report.Rewind = status.WitnessedSize > a.manifest.Ledger.Size
+	report.Rewind = status.WitnessedSize > a.manifest.Ledger.Size || !slices.Contains(a.identity.verifiers(), status.LedgerKey)
 	if o.LogDir != "" {
 		var end verify.Checkpoint
-		if restoration.Since, end, err = readLog(ctx, o.LogDir, a, bound); err != nil {
+		if restoration.Since, end, err = readLog(ctx, o.LogDir, a, bound, status); err != nil {
 			return report, err
 		}
 		report.Log, report.Since = &end, restoration.Since.Kinds
+		if end.Size > restoration.Lost {
+			restoration.Lost, restoration.LostRoot = end.Size, end.Root
+		}
 	}
 
 	// 3. The store, under a name that nobody opens.
@@ -130,7 +138,12 @@ func Restore(ctx context.Context, c Config, o RestoreOptions, log *slog.Logger) 
 	}
 
 	// 4. The ledger on it, and what must not be undone.
-	if err := d.bringUp(ctx, status, restoration, &report); err != nil {
+	if err := d.bringUp(ctx, status, restoration, &report); errors.Is(err, access.ErrUnreadable) {
+		dir := c.Store.Dir
+		closing := d.Close()
+		d = nil
+		return report, errors.Join(err, closing, os.RemoveAll(dir))
+	} else if err != nil {
 		return report, err
 	}
 	if err := saveGeneration(ctx, d.store, d.sidecar.Generation()); err != nil {
@@ -161,17 +174,23 @@ func checkTarget(dir string) error {
 	return nil
 }
 
-// boundKey is the newest key of the ledger that the sidecar is bound to. An archive must be by it: one of before the
-// key was replaced has an instance that the sidecar does not take for its own any more.
-func boundKey(status client.Status) (note.Verifier, error) {
-	if status.LedgerKey == "" {
+// boundKeys are the keys of the ledger that the sidecar is bound to, the newest first, and those that the caller vouches
+// for.
+func boundKeys(status client.Status, more []string) ([]note.Verifier, error) {
+	if len(status.LedgerKeys) == 0 {
 		return nil, errors.New("the sidecar is bound to no ledger, so no archive can be verified: restore its key store first")
 	}
-	key, err := note.NewVerifier(status.LedgerKey)
-	if err != nil {
-		return nil, fmt.Errorf("the ledger key of the sidecar: %w", err)
+	var all []note.Verifier
+	for _, text := range slices.Concat(status.LedgerKeys, more) {
+		key, err := note.NewVerifier(text)
+		if err != nil {
+			return nil, fmt.Errorf("a key of the ledger: %w", err)
+		}
+		if !slices.ContainsFunc(all, func(k note.Verifier) bool { return k.Name() == key.Name() && k.KeyHash() == key.KeyHash() }) {
+			all = append(all, key)
+		}
 	}
-	return key, nil
+	return all, nil
 }
 
 // checkWitnessed refuses an archive whose ledger contradicts what the sidecar has witnessed. A shorter one cannot be
@@ -189,11 +208,12 @@ type inspected struct {
 	manifest   verify.Backup
 	sum        archive.Summary
 	checkpoint []byte // the signed checkpoint of the ledger in it
+	identity   identity
 }
 
-// inspect verifies an archive of instance: framing, digest, that the ledger in it has the key bound, the manifest's
-// signature by it, and that it is about this very archive.
-func inspect(ctx context.Context, in io.Reader, instance string, bound note.Verifier) (a inspected, err error) {
+// inspect verifies an archive of instance: framing, digest, the manifest's signature by one of bound, and that it is
+// about this very archive.
+func inspect(ctx context.Context, in io.Reader, instance string, bound []note.Verifier) (a inspected, err error) {
 	header, raw, err := archive.ReadHeader(in, archive.KindData)
 	if err != nil {
 		return inspected{}, err
@@ -202,7 +222,6 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound note.Veri
 		return inspected{}, fmt.Errorf("it is of instance %q, not of %q: %w", header.Instance, instance, archive.ErrForeign)
 	}
 	a.header = raw
-	ours := false // the ledger's key is among those of the identity
 	r := archive.NewReader(in, raw)
 	for n := 0; ; n++ {
 		if n%1024 == 0 && ctx.Err() != nil {
@@ -220,25 +239,21 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound note.Veri
 		}
 		switch string(p.Key) {
 		case string(identityKey):
-			var id identity
-			if json.Unmarshal(p.Value, &id) != nil || id.Instance != instance {
+			if a.identity, err = parseIdentity(p.Value); err != nil || a.identity.Instance != instance {
 				return inspected{}, fmt.Errorf("identity of the instance: %w", archive.ErrForeign)
 			}
-			ours = id.has(bound)
 		case string(ledger.CheckpointKey()):
 			a.checkpoint = p.Value
 		}
 	}
 	a.sum = r.Summary()
-	if a.manifest, err = verify.OpenBackup(r.Seal(), bound); err != nil {
-		return inspected{}, fmt.Errorf("its manifest is not signed by the ledger key that the sidecar is bound to: %w: %w", archive.ErrForeign, err)
+	if a.manifest, err = verify.OpenBackup(r.Seal(), bound...); err != nil {
+		return inspected{}, fmt.Errorf("its manifest is signed by no ledger key that the sidecar is bound to; when the ledger key that it was made under "+
+			"has been dropped since, give its public key as --ledger-key: %w: %w", archive.ErrForeign, err)
 	}
 	m := a.manifest
 	if m.Instance != header.Instance || m.ID != header.ID.String() || m.Created != header.Created || m.Count != a.sum.Count || m.Digest != tlog.Hash(a.sum.Digest) {
 		return inspected{}, fmt.Errorf("its manifest is of another archive: %w", archive.ErrForeign)
-	}
-	if !ours {
-		return inspected{}, fmt.Errorf("its ledger has not got the key that the sidecar is bound to: it was taken before that replaced another: %w", archive.ErrForeign)
 	}
 	stored, err := ledger.StoredCheckpoint(a.checkpoint)
 	if err != nil || stored.Checkpoint != m.Ledger {
@@ -247,18 +262,30 @@ func inspect(ctx context.Context, in io.Reader, instance string, bound note.Veri
 	return a, nil
 }
 
-// readLog verifies an exported log that goes on from the archive's ledger, and collects what happened since.
-func readLog(ctx context.Context, dir string, a inspected, bound note.Verifier) (*access.Since, verify.Checkpoint, error) {
+// readLog verifies an exported log that goes on from the archive's ledger, and collects what happened since. It must
+// agree with what the sidecar has witnessed, as far as it goes.
+func readLog(ctx context.Context, dir string, a inspected, bound []note.Verifier, status client.Status) (*access.Since, verify.Checkpoint, error) {
 	since := new(access.Since)
-	report, err := verify.VerifyLog(ctx, os.DirFS(dir), verify.LogCheck{
-		Ledger: bound, Earlier: a.checkpoint,
+	check := verify.LogCheck{
+		Ledger: verify.AnyKey(bound[0], bound[1:]...), Earlier: a.checkpoint,
 		Visit: func(index int64, _ []byte, e verify.Entry) error {
 			if index >= a.manifest.Ledger.Size {
 				since.Add(e)
 			}
 			return nil
 		},
-	})
+	}
+	export := os.DirFS(dir)
+	signed, err := fs.ReadFile(export, verify.CheckpointPath)
+	if err != nil {
+		return nil, verify.Checkpoint{}, fmt.Errorf("%w, nothing was touched: %w", ErrRestoreLog, err)
+	}
+	if end, _, err := verify.OpenCheckpoint(signed, a.manifest.Ledger.Origin, check.Ledger); err == nil && end.Size >= status.WitnessedSize {
+		if len(status.WitnessedRoot) == tlog.HashSize {
+			check.Known = &verify.Checkpoint{Origin: end.Origin, Size: status.WitnessedSize, Root: tlog.Hash(status.WitnessedRoot)}
+		}
+	}
+	report, err := verify.VerifyLog(ctx, export, check)
 	if err == nil && !report.OK() {
 		err = fmt.Errorf("entry %d: %s: %s", report.Problems[0].Index, report.Problems[0].Code, report.Problems[0].Detail)
 	}
@@ -366,31 +393,9 @@ func (d *Daemon) bringUp(ctx context.Context, status client.Status, r access.Res
 	if report.RestoreReport, err = broker.Restore(ctx, r); err != nil {
 		return err
 	}
-	report.NoIndex, err = d.indexGone(ctx)
+	fits, err := broker.IndexFits(ctx)
+	report.Reindex = !fits
 	return err
-}
-
-// indexGone reports whether the sidecar no longer has a key of the index that the restored store needs: without it
-// nothing is looked up, and nothing that is indexed can be written.
-func (d *Daemon) indexGone(ctx context.Context) (bool, error) {
-	var state vault.IndexState
-	err := d.store.View(ctx, func(r kv.Reader) (err error) {
-		state, err = vault.LoadIndexState(r)
-		return err
-	})
-	if err != nil {
-		return false, fmt.Errorf("reading the state of the index: %w", err)
-	}
-	tokens, err := d.sidecar.IndexTokens(ctx, "#restore", "probe", 0, "probe") // no collection has this name
-	if err != nil {
-		return false, fmt.Errorf("asking for the keys of the index: %w", err)
-	}
-	for _, key := range state.Keys {
-		if !slices.ContainsFunc(tokens, func(t vault.IndexToken) bool { return t.Key == key }) {
-			return true, nil
-		}
-	}
-	return false, nil
 }
 
 // keyState tells what an error of the sidecar says of a subject's key.
@@ -398,8 +403,10 @@ func keyState(err error) access.KeyState {
 	switch {
 	case errors.Is(err, keys.ErrDestroyed):
 		return access.KeyDestroyed
-	case errors.Is(err, keys.ErrNoKey):
+	case errors.Is(err, keys.ErrNoKey), errors.Is(err, keys.ErrKEKRetired):
 		return access.KeyAbsent
+	case errors.Is(err, keys.ErrTampered):
+		return access.KeyOther
 	}
 	return access.KeyUnknown
 }

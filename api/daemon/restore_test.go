@@ -174,11 +174,20 @@ func (i *instance) restore(o RestoreOptions) (RestoreReport, error) {
 	return Restore(i.Context(), i.config, o, quiet())
 }
 
-// rewind is pdkeys rewind.
+// rewind is pdkeys rewind, to a checkpoint that the newest ledger key has signed.
 func (i *instance) rewind(cp verify.Checkpoint) {
 	i.Helper()
+	m, err := sidecar.LoadMemory(i.Context(), i.keys.Ring)
+	if err != nil {
+		i.Fatal(err)
+	}
+	i.rewindUnder(cp, m.LedgerKeys[0])
+}
+
+func (i *instance) rewindUnder(cp verify.Checkpoint, key string) {
+	i.Helper()
 	i.keys.Stop()
-	if _, err := sidecar.Rewind(i.Context(), i.keys.Ring, cp, time.Now()); err != nil {
+	if _, err := sidecar.Rewind(i.Context(), i.keys.Ring, cp, key, time.Now()); err != nil {
 		i.Fatal(err)
 	}
 	i.keys.Restart()
@@ -244,7 +253,7 @@ func TestARestoredDataStoreServesWhatWasBackedUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	if report.Erased != 1 || report.Withdrawn != 1 || report.Restrict != 1 || report.Lifted != 1 || report.Subjects != 5 ||
-		report.Keyless != 0 || report.NoIndex || !report.Rewind || report.Since[verify.KindSubjectCreated] != 1 {
+		report.Keyless != 0 || report.Reindex || !report.Rewind || report.Since[verify.KindSubjectCreated] != 1 {
 		t.Errorf("%+v", report)
 	}
 	// The restored ledger is as long as the lost one here, and another.
@@ -304,6 +313,9 @@ func TestARestoredDataStoreServesWhatWasBackedUp(t *testing.T) {
 		for _, p := range pairs {
 			if bytes.Contains(p.Key, erased[:]) && p.Key[0] != 's' || bytes.Equal(p.Value, erased[:]) {
 				t.Errorf("a row of the erased subject is left, of kind %q", p.Key[:1])
+			}
+			if bytes.Contains(p.Key, erased[:]) && string(p.Value) != `{"f":1,"version":2,"erased":true}` {
+				t.Errorf("its tombstone says %s", p.Value)
 			}
 		}
 		return err
@@ -560,7 +572,7 @@ func TestARestoreThatStopsHalfWayIsBegunAgain(t *testing.T) {
 	s := i.create(1)
 	path, _ := i.backup()
 	i.lose()
-	i.keys.Ring.FailOnce("Prepare", keys.ErrUnavailable)
+	i.keys.Ring.FailOnce("Reseal", keys.ErrUnavailable)
 	if _, err := i.restore(RestoreOptions{Archive: path}); !errors.Is(err, keys.ErrUnavailable) {
 		t.Fatalf("%v", err)
 	}
@@ -577,6 +589,46 @@ func TestARestoreThatStopsHalfWayIsBegunAgain(t *testing.T) {
 	i.open()
 	if _, err := i.read(s); err != nil {
 		t.Error(err)
+	}
+}
+
+// A backup was taken while an erasure was half done. The restored instance finishes it, and gives a certificate.
+func TestAnErasureThatWasPendingInABackupIsFinished(t *testing.T) {
+	i := newInstance(t)
+	i.create(1)
+	subject := i.create(2)
+	i.keys.Ring.Before(func(op string) error {
+		if op == "DestroyRef" {
+			return keys.ErrUnavailable
+		}
+		return nil
+	})
+	_, err := i.broker.Erase(t.Context(), access.EraseRequest{Request: privacy, Subject: subject, Reason: "subject-request"})
+	var pending *access.PendingErasureError
+	if !errors.As(err, &pending) {
+		t.Fatalf("%v", err)
+	}
+	path, _ := i.backup()
+	i.lose()
+	i.keys.Ring.Before(nil)
+	report, err := i.restore(RestoreOptions{Archive: path})
+	if err != nil || report.Subjects != 1 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	if report.Rewind {
+		i.rewind(report.Manifest.Ledger)
+	}
+	i.open()
+	c, err := i.broker.Erasure(t.Context(), privacy, pending.ID)
+	if err != nil || c.Erased.Index != pending.Entry {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if n, err := i.broker.PendingErasures(t.Context()); n != 0 || err != nil {
+		t.Errorf("%d pending, %v", n, err)
+	}
+	check, err := verify.VerifyLog(t.Context(), os.DirFS(i.export()), verify.LogCheck{Ledger: mustVerifier(t, i)})
+	if err != nil || !check.OK() || check.Erasures.Pending != 0 {
+		t.Errorf("the log: %v, %+v", err, check)
 	}
 }
 
@@ -629,20 +681,20 @@ func TestABackupFollowsTheLedgersKey(t *testing.T) {
 	}
 }
 
-// The key of the index was replaced after the backup. The restore says so, and rotating the index again mends it.
-func TestARestoreSaysThatTheIndexMustBeRotated(t *testing.T) {
+// The key of the index was replaced after the backup. The restore says so, and the start makes the index anew before
+// anything is served: what is taken stays taken, what is free can be written.
+func TestTheIndexOfAnOlderBackupIsMadeAnew(t *testing.T) {
 	i := newInstance(t)
 	i.create(1)
 	path, _ := i.backup()
 	i.rotate(access.ScopeIndex)
 	i.lose()
 	report, err := i.restore(RestoreOptions{Archive: path})
-	if err != nil || !report.NoIndex {
+	if err != nil || !report.Reindex {
 		t.Fatalf("%+v, %v", report, err)
 	}
 	i.rewind(report.Manifest.Ledger)
 	i.open()
-	i.rotate(access.ScopeIndex)
 	_, err = i.broker.CreateSubject(t.Context(), access.CreateRequest{Request: shop, Records: map[string][]byte{
 		"profile": []byte(`{"email":"canary1@example.org"}`),
 	}})
@@ -652,11 +704,11 @@ func TestARestoreSaysThatTheIndexMustBeRotated(t *testing.T) {
 	i.create(2)
 }
 
-// An archive whose manifest the newest key has signed, but whose ledger has not got that key, would be restored to an
-// instance that the sidecar does not serve.
-func TestABackupThatTheLedgersKeyOvertookIsRefused(t *testing.T) {
+// A backup in the middle of which the ledger's key was replaced is signed with the keys of its snapshot. The newer one
+// is lost with the store, so the sidecar is made to forget it.
+func TestABackupIsSignedWithTheKeysOfItsSnapshot(t *testing.T) {
 	i := newInstance(t)
-	i.create(1)
+	s := i.create(1)
 	var once sync.Once
 	var out bytes.Buffer
 	err := i.Backup(t.Context(), writerFunc(func(b []byte) (int, error) {
@@ -667,8 +719,18 @@ func TestABackupThatTheLedgersKeyOvertookIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	i.lose()
-	if _, err := i.restore(RestoreOptions{Archive: i.file(out.Bytes())}); !errors.Is(err, archive.ErrForeign) {
-		t.Errorf("%v", err)
+	report, err := i.restore(RestoreOptions{Archive: i.file(out.Bytes())})
+	if err != nil || !report.Rewind {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	m, err := sidecar.LoadMemory(t.Context(), i.keys.Ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.rewindUnder(report.Manifest.Ledger, m.LedgerKeys[1])
+	i.open()
+	if _, err := i.read(s); err != nil {
+		t.Error(err)
 	}
 }
 

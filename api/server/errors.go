@@ -37,12 +37,18 @@ var table = [...]Mapping{
 	{vault.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{consent.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{kv.ErrIntegrity, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
+	// Of an erasure that is recorded the outcome is known, whatever in the key service kept it from being finished at
+	// once; and only this answer has the salt of the certificate.
+	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
 	{keys.ErrTampered, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrRolledBack, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrKEKRetired, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrReplayed, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrProofRefused, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrNoKey, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
+
+	// Of an erasure that is recorded the outcome is known, whatever kept it from being finished at once.
+	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
 
 	{ErrNoCredentials, 401, api.ProblemUnauthenticated, "Authentication is required", 0},
 	{ErrBadCredentials, 401, api.ProblemUnauthenticated, "Authentication is required", 0},
@@ -82,8 +88,6 @@ var table = [...]Mapping{
 	{vault.ErrStale, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
 	{consent.ErrStale, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
 
-	// Of an erasure that is recorded the outcome is known, whatever kept it from being finished at once.
-	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
 	// A deadline says nothing about the outcome, so it comes before "unavailable".
 	{context.DeadlineExceeded, 504, api.ProblemTimeout, "The request took too long; its outcome is not known", 0},
 	{keys.ErrSealed, 503, api.ProblemKeyService, "The key service cannot answer", 2},
@@ -158,7 +162,7 @@ func problemOf(ctx context.Context, err error) (api.Problem, Mapping) {
 	var pending *access.PendingErasureError
 	var rotating *access.RotationError
 	switch {
-	case m.Type == api.ProblemErasurePending && errors.As(err, &pending):
+	case m.Type != api.ProblemClientClosed && errors.As(err, &pending):
 		record := pending.Entry
 		p.Erasure, p.ErasureSalt, p.AccessRecord = pending.ID.String(), pending.Salt, &record
 	case m.Status >= 500:

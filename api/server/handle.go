@@ -71,7 +71,7 @@ type reply struct {
 	digest   string // Repr-Digest; empty: none
 	body     []byte
 	wipe     bool // the body holds plaintext: overwrite it when it is written
-	// stream writes a body of unknown length instead; see stream.go. It may take longer than a request.
+	// stream writes a body of unknown length instead; see backup.go. It may take longer than a request.
 	stream func(ctx context.Context, w io.Writer) error
 }
 

@@ -30,6 +30,7 @@ var areas = []string{
 
 // neverReachesHTTP are the errors that no call of the broker ends with, and why.
 var neverReachesHTTP = map[string]string{
+	"access.ErrUnreadable":   "of Restore, which no call of the API reaches",
 	"keys.ErrKeyExists":      "a new subject has a random id; if it happens it is internal",
 	"keys.ErrInvalid":        "the broker made a malformed message: internal",
 	"ledger.ErrInvalidEntry": "the broker made a malformed entry: internal",
@@ -166,6 +167,21 @@ func TestPrecedence(t *testing.T) {
 	} {
 		if p, _ := problemOf(c.ctx, c.err); p.Type != c.want {
 			t.Errorf("%v: %s, want %s", c.err, p.Type, c.want)
+		}
+	}
+}
+
+// TestAPendingErasureIsSaidWhateverItsCause checks that who erased is told that it is on record, unless the cause must
+// not be mistaken, and in each case which erasure it is.
+func TestAPendingErasureIsSaidWhateverItsCause(t *testing.T) {
+	for _, row := range Mappings() {
+		p, _ := problemOf(t.Context(), &access.PendingErasureError{Entry: 7, Salt: "salt", Cause: row.Err})
+		want := api.ProblemErasurePending
+		if row.Type == api.ProblemIntegrity {
+			want = api.ProblemIntegrity
+		}
+		if p.Type != want || p.Erasure == "" || p.ErasureSalt != "salt" || p.AccessRecord == nil || *p.AccessRecord != 7 {
+			t.Errorf("because of %v: %+v", row.Err, p)
 		}
 	}
 }

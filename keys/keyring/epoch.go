@@ -84,6 +84,25 @@ func (k *Keyring) canary(ctx context.Context) error {
 	}
 }
 
+// unwrapsStored unwraps the oldest and the newest that there is, and reports why that cannot be done: a keyset of the
+// instance, which only an epoch wraps again, and the bundle that was wrapped last. It misses a single row.
+func (k *Keyring) unwrapsStored(ctx context.Context) error {
+	err := k.unwrapsRow(ctx, func(r kv.Reader) (row, context []byte, err error) {
+		values, err := r.Get(keyKeyset("service"))
+		if err != nil {
+			return nil, nil, err
+		}
+		return values[0], keysetContext(k.cfg.Instance, "service"), nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := k.unwrapsNewest(ctx); err != nil && !isOf(err, keys.ErrTampered) { // which is one person's trouble
+		return err
+	}
+	return nil
+}
+
 // unwrapsNewest unwraps the bundle that was wrapped last, and reports why that cannot be done.
 func (k *Keyring) unwrapsNewest(ctx context.Context) error {
 	var subject uuid.UUID
@@ -119,8 +138,11 @@ func (k *Keyring) unwrapsRow(ctx context.Context, find func(kv.Reader) (row, con
 		}
 		r, err := k.checkRow(b)
 		if err == nil {
+			calling, cancel := context.WithTimeout(ctx, k.cfg.KEKTimeout)
 			var clear []Secret
-			if clear, err = callKEK(ctx, k.cfg.KEK.Unwrap, []KEKItem{{about, r.wrapped}}); err == nil {
+			clear, err = callKEK(calling, k.cfg.KEK.Unwrap, []KEKItem{{about, r.wrapped}})
+			cancel()
+			if err == nil {
 				wipeAll(clear)
 				return nil
 			}
@@ -128,12 +150,21 @@ func (k *Keyring) unwrapsRow(ctx context.Context, find func(kv.Reader) (row, con
 		switch {
 		case isOf(err, keys.ErrKEKRetired) && !bytes.Equal(b, before):
 			before = b
-		case isOf(err, keys.ErrKEKMissing):
-			return fmt.Errorf("key-encryption key is older than the key store, which holds keys of a later version (was it restored from a snapshot?): %w", err)
 		default:
-			return fmt.Errorf("unwrapping from the key store: %w", err)
+			return fmt.Errorf("unwrapping from the key store: %w", explained(err))
 		}
 	}
+}
+
+// explained adds to an error of unwrapping what is stored what an operator would look for.
+func explained(err error) error {
+	switch {
+	case isOf(err, keys.ErrKEKMissing):
+		return fmt.Errorf("the version of the key-encryption key is not there (was the key deleted, or restored from an older snapshot?): %w", err)
+	case isOf(err, keys.ErrKEKRetired):
+		return fmt.Errorf("the version of the key-encryption key was retired, and not by an epoch (is the key store an older copy?): %w", err)
+	}
+	return err
 }
 
 // scan calls each for every pair whose key begins with prefix, in pages, each of a snapshot of its own.

@@ -735,6 +735,8 @@ func TestReadyNoticesWhatTheKEKDoesNotUnwrap(t *testing.T) {
 			}
 			r.kek.KEK = old
 			wantErr(t, r.Ready(ctx), c.want)
+			_, err = r.StartJob(ctx, keyring.ScopeKEK, uuid.Nil, "test")
+			wantErr(t, err, c.want)
 			r.kek.KEK = current
 			if err := r.Ready(ctx); err != nil {
 				t.Errorf("put right: %v", err)

@@ -149,7 +149,7 @@ func (k *Keyring) load(ctx context.Context) error {
 	}
 	clear, err := callKEK(ctx, k.cfg.KEK.Unwrap, items)
 	if err != nil {
-		return fmt.Errorf("unwrapping the instance's keysets: %w", err)
+		return fmt.Errorf("unwrapping the instance's keysets: %w", explained(err))
 	}
 	defer wipeAll(clear)
 	in := &instance{rows: make(map[string][]byte), versions: make(map[string][]keyVersion)}

@@ -110,7 +110,8 @@ func failureCode(err error) string {
 // is done by then. It fails with keys.ErrJobRunning while another one runs (one that its driver has not reported on for
 // a day ends as failed instead) or the evidence of too many is unrecorded, with keys.ErrInvalid when the scope is
 // unknown or subject is set for another scope than ScopeSubject, with keys.ErrNoKey or keys.ErrDestroyed when the
-// subject has no key, and for ScopeKEK with keys.ErrForbidden when Config.Epochs is not set.
+// subject has no key, and for ScopeKEK with keys.ErrForbidden when Config.Epochs is not set, and as Ready does
+// when the KEK does not unwrap what is stored.
 func (k *Keyring) StartJob(ctx context.Context, scope string, subject uuid.UUID, by string) (Job, error) {
 	if _, err := k.current(); err != nil {
 		return Job{}, err
@@ -128,6 +129,11 @@ func (k *Keyring) StartJob(ctx context.Context, scope string, subject uuid.UUID,
 	case ScopeKEK:
 		if k.cfg.Epochs == nil {
 			return Job{}, fmt.Errorf("no role for epochs is configured: %w", keys.ErrForbidden)
+		}
+		// On a key that was put back to an older state, an epoch would make the version that is lost once more, as
+		// another key; and what is wrapped under that would be lost when the key is put right.
+		if err := k.unwrapsStored(ctx); err != nil {
+			return Job{}, fmt.Errorf("starting an epoch: %w", err)
 		}
 		newest, err := k.newestVersion(ctx)
 		if err != nil {

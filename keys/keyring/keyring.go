@@ -341,21 +341,13 @@ func (k *Keyring) Ready(ctx context.Context) error {
 	if _, err := k.lookup(ctx, nil); err != nil {
 		return err
 	}
+	// First what tells a deleted key from one that the sidecar may not use: HashiCorp Vault takes wrapping under a key
+	// that does not exist for an attempt to make it, which is forbidden.
+	if err := k.unwrapsStored(ctx); err != nil {
+		return err
+	}
 	if err := k.cfg.KEK.Ready(ctx); err != nil {
 		return kekError(err)
-	}
-	err := k.unwrapsRow(ctx, func(r kv.Reader) (row, context []byte, err error) {
-		values, err := r.Get(keyKeyset("service"))
-		if err != nil {
-			return nil, nil, err
-		}
-		return values[0], keysetContext(k.cfg.Instance, "service"), nil
-	})
-	if err != nil {
-		return err
-	}
-	if err := k.unwrapsNewest(ctx); err != nil && !isOf(err, keys.ErrTampered) { // which is one person's trouble
-		return err
 	}
 	return nil
 }

@@ -33,7 +33,8 @@ func (s *Server) underWay(ctx context.Context, rotation uint32, subjects ...[]by
 }
 
 // Reseal implements the call of this name, for the driver of a rotation that is under way. What is sealed again is
-// never handed out: plaintext stays between two lines of the keyring.
+// never handed out: plaintext stays between two lines of the keyring. Rotation 0 makes no key, so it needs no rotation:
+// a restore finds out by it what opens.
 func (s *Server) Reseal(ctx context.Context, req *keyspb.ResealRequest) (*keyspb.ResealResponse, error) {
 	if len(req.Subjects) == 0 || len(req.Subjects) > MaxItems || countItems(req.Subjects) > MaxResealItems {
 		return nil, failure(keyspb.Code_INVALID, whyMessage)
@@ -42,8 +43,10 @@ func (s *Server) Reseal(ctx context.Context, req *keyspb.ResealRequest) (*keyspb
 	for i, subject := range req.Subjects {
 		ids[i] = subject.GetSubject()
 	}
-	if err := s.underWay(ctx, req.Rotation, ids...); err != nil {
-		return nil, s.refuse("Reseal", err)
+	if req.Rotation > 0 {
+		if err := s.underWay(ctx, req.Rotation, ids...); err != nil {
+			return nil, s.refuse("Reseal", err)
+		}
 	}
 	resp := &keyspb.ResealResponse{Subjects: make([]*keyspb.ResealedSubject, len(req.Subjects))}
 	batch := make([]keyring.ResealSubject, 0, len(req.Subjects))

@@ -50,6 +50,30 @@ func root(t *testing.T) string {
 	return dir
 }
 
+// A permission that nobody uses is one that nobody has thought about: a rule is no wider than the tree needs.
+func TestNoRuleIsWiderThanItIsUsed(t *testing.T) {
+	g := load(t)
+	for name, allowed := range layers {
+		var used []string
+		for pkg, imports := range g {
+			p, ours := relative(pkg)
+			if !ours || p != name && (!strings.HasSuffix(name, "/...") || !matches(name, p)) {
+				continue
+			}
+			for _, imported := range imports {
+				if to, ours := relative(imported); ours {
+					used = append(used, to)
+				}
+			}
+		}
+		for _, a := range allowed {
+			if !slices.ContainsFunc(used, func(to string) bool { return matches(a, to) }) {
+				t.Errorf("%s may import %s and does not", name, a)
+			}
+		}
+	}
+}
+
 func TestImportsFollowTheLayers(t *testing.T) {
 	g := load(t)
 	for _, program := range []string{"api/cmd/pdvault", "keys/cmd/pdkeys", "access/cmd/pdaudit"} {

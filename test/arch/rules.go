@@ -21,7 +21,7 @@ type Graph map[string][]string
 var layers = map[string][]string{
 	"api":                   {},
 	"api/server":            {"api", "access", "access/consent", "access/erasure", "access/ledger", "access/ledger/verify", "access/policy", "vault", "vault/kv", "vault/schema", "keys"},
-	"api/client":            {"api", "access", "access/consent", "access/erasure", "access/ledger", "access/ledger/verify", "access/policy", "vault", "vault/kv", "vault/schema", "keys"},
+	"api/client":            {"api", "access", "access/erasure", "access/policy", "keys"},
 	"api/contract":          {"api"},
 	"api/daemon":            {"api", "api/server", "access/...", "vault", "vault/kv/...", "keys", "keys/client", "deploy/policy"},
 	"api/cmd/pdvault":       {"api", "api/client", "api/daemon", "api/server", "access/erasure", "access/ledger/verify", "access", "vault/kv/archive"},
@@ -42,12 +42,12 @@ var layers = map[string][]string{
 	"keys":                  {"keys/keyspb"},
 	"keys/keyspb":           {},
 	"keys/internal/...":     {},
-	"keys/keyring":          {"keys", "keys/internal/...", "vault/kv", "vault/kv/archive"},
+	"keys/keyring":          {"keys", "vault/kv", "vault/kv/archive"},
 	"keys/hcvault":          {"keys", "keys/keyring", "vault/kv"},
 	"keys/localkek":         {"keys", "keys/keyring"},
-	"keys/sidecar":          {"keys", "keys/keyspb", "keys/keyring", "keys/internal/...", "access/ledger/verify"},
-	"keys/client":           {"keys", "keys/keyspb", "keys/internal/...", "access/ledger/verify"},
-	"keys/cmd/pdkeys":       {"keys", "keys/keyspb", "keys/sidecar", "keys/client", "keys/keyring", "keys/hcvault", "keys/localkek", "access/ledger/verify", "vault/kv", "vault/kv/archive", "vault/kv/badgerkv"},
+	"keys/sidecar":          {"keys", "keys/keyspb", "keys/keyring", "access/ledger/verify"},
+	"keys/client":           {"keys", "keys/keyspb", "keys/internal/..."},
+	"keys/cmd/pdkeys":       {"keys", "keys/sidecar", "keys/client", "keys/keyring", "keys/hcvault", "keys/localkek", "access/ledger/verify", "vault/kv", "vault/kv/archive", "vault/kv/badgerkv"},
 	"deploy/policy":         {},
 }
 

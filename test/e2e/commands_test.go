@@ -17,8 +17,8 @@ import (
 )
 
 // TestCommands runs the commands as users type them, one script per group, against one running instance. Each
-// script has tokens.json of all callers, the public keys in $LEDGER_KEY and $WITNESS_KEY, and these commands
-// of its own:
+// script has tokens.json of all callers, the public keys in $LEDGER_KEY and $WITNESS_KEY, the sidecar's configuration
+// in $PDKEYS_CONFIG, and these commands of its own:
 //
 //	exit CODE PROGRAM ARG...   runs a program that must end with CODE
 //	keep FILE NAME VAR         sets VAR to the JSON string or number after "NAME": in FILE
@@ -37,6 +37,7 @@ func TestCommands(t *testing.T) {
 				env.Setenv("PDVAULT_SERVER", i.URL)
 				env.Setenv("LEDGER_KEY", ledgerKey)
 				env.Setenv("WITNESS_KEY", witnessKey)
+				env.Setenv("PDKEYS_CONFIG", i.Path("pdkeys.yaml"))
 				return i.writeTokens(filepath.Join(env.WorkDir, "tokens.json"))
 			},
 			Cmds: map[string]func(*testscript.TestScript, bool, []string){

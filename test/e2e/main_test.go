@@ -103,6 +103,12 @@ func tail(s string) string {
 // startHashiCorp runs a HashiCorp Vault and an instance whose sidecar logs in to it by AppRole.
 func startHashiCorp(t *testing.T) (*instance, *hcserver.Server) {
 	t.Helper()
+	return startHashiCorpWith(t, stack.Options{})
+}
+
+// startHashiCorpWith is startHashiCorp with what o adds to the configuration.
+func startHashiCorpWith(t *testing.T, o stack.Options) (*instance, *hcserver.Server) {
+	t.Helper()
 	if _, err := hcserver.Binary(); err != nil {
 		t.Skipf("no HashiCorp Vault to test with: %v", err)
 	}
@@ -112,11 +118,11 @@ func startHashiCorp(t *testing.T) (*instance, *hcserver.Server) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = hc.Close() })
-	kek, err := stack.HashiCorpKEK(t.Context(), hc, dir)
-	if err != nil {
+	if o.KEK, err = stack.HashiCorpKEK(t.Context(), hc, dir); err != nil {
 		t.Fatal(err)
 	}
-	return start(t, stack.Options{Dir: filepath.Join(dir, "pdv"), KEK: kek}), hc
+	o.Dir = filepath.Join(dir, "pdv")
+	return start(t, o), hc
 }
 
 // call sends a request, checks the answer against the API's contract and returns it.
@@ -170,17 +176,25 @@ func (i *instance) read(caller, subject, purpose, fields string) stack.Answer {
 	return i.call(caller, "GET", fmt.Sprintf(readPath, subject, purpose, fields), "")
 }
 
-// verifyLedger exports the log and has pdaudit verify it. It returns pdaudit's report.
+// verifyLedger exports the log and has pdaudit verify it, with the evidence of every rotation. It returns pdaudit's
+// report.
 func (i *instance) verifyLedger() string {
 	i.t.Helper()
 	dir := filepath.Join(i.t.TempDir(), "log")
 	if _, err := i.pdvault("auditor", "records", "export", dir); err != nil {
 		i.t.Fatalf("exporting the log: %v", err)
 	}
-	ledgerKey, witnessKey := i.publicKeys()
-	out, err := i.Output(i.t.Context(), "pdaudit", "verify", "ledger", dir, "--ledger-key", ledgerKey, "--witness-key", witnessKey)
+	ledgerKey, _ := i.publicKeys()
+	args := []string{"verify", "ledger", dir, "--ledger-key", ledgerKey}
+	for _, key := range i.witnessKeys() {
+		args = append(args, "--witness-key", key)
+	}
+	out, err := i.Output(i.t.Context(), "pdaudit", args...)
 	if err != nil {
 		i.t.Fatalf("pdaudit: %v\n%s", err, out)
+	}
+	if strings.Contains(string(out), "but for the evidence") {
+		i.t.Errorf("the evidence of a rotation was not verified:\n%s", out)
 	}
 	return string(out)
 }

@@ -1,56 +1,89 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"testing"
 	"time"
 )
 
-// An outage of the key service stops reads of people whose keys are not in the sidecar's cache: with 503 and
-// Retry-After, within 3 s, without loss; and when the cause goes away service resumes without a restart.
+// Whatever is wrong with HashiCorp Vault: reads and writes of people whose keys the sidecar does not hold are refused
+// with 503 and Retry-After, within 3 s and without loss; readiness and metrics tell; an erasure is finished later; an
+// epoch that runs goes on. When the cause goes away, service resumes without a restart.
 func TestOutagesOfHashiCorpVaultAreRefusalsAndPass(t *testing.T) {
-	i, hc := startHashiCorp(t)
-	for n, tt := range []struct {
-		name     string
-		down, up func(context.Context) error
-	}{
-		{"sealed", hc.Seal, hc.Unseal},
-		{"hanging", func(context.Context) error { return hc.Stop() }, func(context.Context) error { return hc.Cont() }},
-		{"killed", func(context.Context) error { return hc.Kill() }, func(ctx context.Context) error {
-			return errors.Join(hc.Restart(ctx), hc.Unseal(ctx)) // it comes back sealed
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			subject := i.create(person(2 * n))
-			i.restartKeys() // empties the cache
-			if err := tt.down(t.Context()); err != nil {
+	i, hc := startHashiCorpWith(t, coldKeys)
+	keys, vault := i.Keys, i.Vault
+	for n, f := range keyFaults(t, hc) {
+		t.Run(f.name, func(t *testing.T) {
+			i := &instance{i.Stack, t}
+			erased, subject, other := i.create(person(10*n)), i.create(person(10*n+1)), i.create(person(10*n+2))
+			i.servedRight(other, 10*n+2) // whose key is the one in the cache
+			free := i.holdEpochs(hc)
+			epoch := i.rotate("kek")
+			i.servedRight(other, 10*n+2)
+
+			before, failures := i.ledgerSize(), i.metric("pdkeys_kek_failures_total")
+			refusals := i.metric(`pdvault_http_requests_total{method="GET",role="service",route="/v1/subjects/:id/records/:collection",status="503"}`)
+			if err := f.down(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			before := i.ledgerSize()
-			a := i.refused("GET", fmt.Sprintf(readPath, subject, "order-fulfilment", "email"), "")
-			if a == nil {
-				t.Fatal("a read was served without a key")
+			isUp := false
+			defer func() {
+				if !isUp { // it failed: the others are not to meet this fault as well
+					_ = f.up(context.Background())
+					free()
+				}
+			}()
+			eventually(t, "the fault shows", func() bool { return i.notServed(subject, 10*n+1) })
+			if body := i.refused("GET", fmt.Sprintf(readPath, subject, "order-fulfilment", "email"), ""); problemType(body) != keyServiceUnavailable {
+				t.Errorf("a read: %s", body)
 			}
-			i.refused("POST", "/v1/subjects", `{"records":{"profile":`+person(2*n+1)+`}}`)
+			if body := i.refused("POST", "/v1/subjects", `{"records":{"profile":`+person(10*n+3)+`}}`); problemType(body) != keyServiceUnavailable {
+				t.Errorf("a create: %s", body)
+			}
+			a := i.call("privacy", "DELETE", "/v1/subjects/"+erased, `{"reason":"subject-request"}`)
+			if p := problemType(a.Body); a.Status != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" ||
+				p != keyServiceUnavailable && p != erasurePending {
+				t.Errorf("an erasure: %d, Retry-After %q: %s", a.Status, a.Header.Get("Retry-After"), a.Body)
+			}
 			eventually(t, "readiness tells", func() bool {
-				return i.call("", "GET", "/readyz", "").Status == http.StatusServiceUnavailable
+				a := i.call("", "GET", "/readyz", "")
+				return a.Status == http.StatusServiceUnavailable && bytes.Contains(a.Body, []byte(`"kek"`))
 			})
 			i.want(http.StatusOK, "", "GET", "/livez", "")
-			if err := tt.up(t.Context()); err != nil {
+			eventually(t, "the metrics of pdkeys tell", func() bool {
+				return i.metric(`pdkeys_kek_state{state="`+f.state+`"}`) == 1 && i.metric("pdkeys_kek_failures_total") > failures
+			})
+			if now := i.metric(`pdvault_http_requests_total{method="GET",role="service",route="/v1/subjects/:id/records/:collection",status="503"}`); now <= refusals {
+				t.Errorf("the metrics of pdvault: %v refused reads after %v", now, refusals)
+			}
+			if r, ok := i.rotation(epoch); !ok || r.State != "running" {
+				t.Errorf("the epoch meanwhile: %+v", r)
+			}
+
+			if err := f.up(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "reads are served again", func() bool {
-				return i.read("shop", subject, "order-fulfilment", "email").Status == http.StatusOK
-			})
-			eventually(t, "the instance is ready again", func() bool {
-				return i.call("", "GET", "/readyz", "").Status == http.StatusOK
-			})
+			isUp = true
+			up := time.Now()
+			eventually(t, "reads are served again", func() bool { return !i.notServed(subject, 10*n+1) })
+			t.Logf("reads are served again after %v", time.Since(up).Round(time.Millisecond))
+			i.ready()
+			eventually(t, "the metrics tell that it is over", func() bool { return i.metric(`pdkeys_kek_state{state="ok"}`) == 1 })
+			i.create(person(10*n + 3))
+			i.erasedInTheEnd(erased)
+			free()
+			i.evidence(t, "kek", i.rotated(epoch, time.Minute))
+			i.servedRight(subject, 10*n+1)
+			i.servedRight(other, 10*n+2)
 			i.everyAllowedReadIsServedOrFailed(before)
 		})
+	}
+	if i.Keys != keys || i.Vault != vault {
+		t.Error("a program was started again")
 	}
 	i.verifyLedger()
 }

@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/api/client"
 	"github.com/prototypster/pdvault/api/daemon"
@@ -129,8 +131,11 @@ func restoreCommand() *cobra.Command {
 		Short: "Make the data store from a backup; pdkeys must be running, pdvault must not",
 		Long: `Make the data store from an archive of pdvault backup. The directory of the data store must be absent or empty.
 The archive is verified to its last byte before anything is written. Erasures since the backup are carried out
-again, since pdkeys knows whose keys were destroyed; withdrawals of consent and restrictions since the backup
-are carried out again from --log, an export of the log made after it (pdvault records export).`,
+again, since pdkeys knows whose keys were destroyed; withdrawals of consent, restrictions and the certificates of
+erasures since the backup are carried out again from --log, an export of the log made after it (pdvault records export).
+
+A backup dies with the keys that it was sealed under: take one after each rotation of all subjects' keys. Data that
+no key opens any more is counted, and the restore refused, unless --accept-unreadable is given.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := daemon.LoadConfig(config)
@@ -141,7 +146,17 @@ are carried out again from --log, an export of the log made after it (pdvault re
 			if err != nil {
 				return err
 			}
+			for i, arg := range o.LedgerKeys {
+				if o.LedgerKeys[i], err = publicKey(arg); err != nil {
+					return usage(err)
+				}
+			}
 			report, err := daemon.Restore(cmd.Context(), c, o, log)
+			if errors.Is(err, access.ErrUnreadable) {
+				return fmt.Errorf("nothing was touched: %d subjects have no key and the data of %d was sealed under keys that are gone, of %d: "+
+					"restore another backup, of the data or of the keys, or say --accept-unreadable: %w",
+					report.Keyless, report.Unreadable, report.Keyless+report.Unreadable+report.Subjects, err)
+			}
 			if err != nil {
 				return err
 			}
@@ -152,6 +167,8 @@ are carried out again from --log, an export of the log made after it (pdvault re
 	f.StringVar(&config, "config", "", "configuration file (required)")
 	f.StringVar(&o.Archive, "from", "", "archive (required)")
 	f.StringVar(&o.LogDir, "log", "", "export of the log that was made after the backup")
+	f.StringArrayVar(&o.LedgerKeys, "ledger-key", nil, "older public key of the ledger, or a file that holds it, when the backup was signed with one that has been dropped since")
+	f.BoolVar(&o.AcceptUnreadable, "accept-unreadable", false, "restore also what no key opens any more")
 	_ = cmd.MarkFlagRequired("config") // the flags are defined above
 	_ = cmd.MarkFlagRequired("from")
 	return cmd
@@ -182,17 +199,24 @@ func printRestore(w io.Writer, r daemon.RestoreReport, o daemon.RestoreOptions) 
 	} else {
 		fmt.Fprintln(b, "WARNING: no --log was given: consents withdrawn and restrictions set after the backup are not known and NOT in force")
 	}
+	if r.Pending > 0 {
+		fmt.Fprintf(b, "erasures that the start of pdvault finishes: %d\n", r.Pending)
+	}
+	if r.Policy > 0 {
+		fmt.Fprintf(b, "WARNING: a later policy was published after the backup; version %d IS IN FORCE AGAIN: publish the later one anew\n", r.Policy)
+	}
 	if r.Keyless > 0 {
-		fmt.Fprintf(b, "WARNING: %d subjects have no key: the key store is older than this backup, their data cannot be opened\n", r.Keyless)
+		fmt.Fprintf(b, "WARNING: %d subjects have no key: the key store is older than this backup, their data CANNOT BE OPENED\n", r.Keyless)
 	}
-	if r.Unkept > 0 {
-		fmt.Fprintf(b, "WARNING: %d subjects were erased according to the log, but their keys are still there: the key store was restored without its erasures\n", r.Unkept)
+	if r.Unreadable > 0 {
+		fmt.Fprintf(b, "WARNING: the data of %d subjects was sealed under keys that are gone: it CANNOT BE OPENED\n", r.Unreadable)
 	}
-	if r.NoIndex {
-		fmt.Fprintln(b, "WARNING: the key of the blind index was rotated since the backup and its old key is gone: nothing can be looked up, and nothing that is indexed written (503 busy), until the index is rotated again")
+	if r.Reindex {
+		fmt.Fprintln(b, "the index keys of this backup are gone: the start of pdvault makes the index anew, which takes a while")
 	}
 	if r.Rewind {
-		fmt.Fprintf(b, "next: the security team stops pdkeys, runs  pdkeys rewind --config FILE --backup %s  and starts it again; then start pdvault\n", o.Archive)
+		fmt.Fprintf(b, "next: the security team stops pdkeys, runs  pdkeys rewind --config FILE --backup %s%s  and starts it again; then start pdvault\n",
+			o.Archive, vouched(o.LedgerKeys))
 	} else {
 		fmt.Fprintln(b, "next: start pdvault")
 	}
@@ -200,4 +224,25 @@ func printRestore(w io.Writer, r daemon.RestoreReport, o daemon.RestoreOptions) 
 		return fmt.Errorf("printing the outcome: %w", err)
 	}
 	return nil
+}
+
+// vouched are the flags of pdkeys rewind for ledger keys that it does not know any more.
+func vouched(keys []string) string {
+	var b strings.Builder
+	for _, key := range keys {
+		b.WriteString(" --ledger-key " + key)
+	}
+	return b.String()
+}
+
+// publicKey returns a public key, from the argument or from the file that it names. A key has plus signs in it.
+func publicKey(arg string) (string, error) {
+	if strings.Contains(arg, "+") {
+		return arg, nil
+	}
+	b, err := os.ReadFile(arg)
+	if err != nil {
+		return "", fmt.Errorf("reading a key: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
 }

@@ -308,6 +308,26 @@ func TestABadRestoreTouchesNothing(t *testing.T) {
 	}
 }
 
+// A log of the same size or more that says something else about what the backup has witnessed is another one, though the
+// keys of ledger and witness signed it.
+func TestALogThatDoesNotExtendTheBackupIsRefused(t *testing.T) {
+	v := newVaultSide(t)
+	v.lose()
+	report := func(want string) {
+		t.Helper()
+		before := v.names()
+		rc, out := code(t, "restore", "--config", v.config, "--from", v.archive, "--log", v.log, "--ledger-key", v.verifierKey, "--witness-key", v.witnessKey)
+		if rc == exitOK || !strings.Contains(out, want) || !strings.Contains(out, "nothing was touched") {
+			t.Errorf("%d, %s", rc, out)
+		}
+		if after := v.names(); strings.Join(before, " ") != strings.Join(after, " ") {
+			t.Errorf("%v, then %v", before, after)
+		}
+	}
+	v.log = v.fork()
+	report("does not extend the 1 entries that the backup has witnessed")
+}
+
 // A rewind takes the checkpoint of a signed manifest, keeps what it makes the witness forget, and is refused for
 // everything else.
 func TestARewindNeedsTheLedgersSignature(t *testing.T) {
@@ -357,6 +377,57 @@ func TestARewindNeedsTheLedgersSignature(t *testing.T) {
 			t.Errorf("%q, %v", kept, err)
 		}
 	})
+}
+
+// fork exports another ledger under the keys of this one.
+func (v *vaultSide) fork() string {
+	v.Helper()
+	c, err := loadConfig(v.config)
+	if err != nil {
+		v.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	kek, _, err := openKEK(v.Context(), c, log)
+	if err != nil {
+		v.Fatal(err)
+	}
+	in, err := os.Open(v.archive)
+	if err != nil {
+		v.Fatal(err)
+	}
+	defer in.Close()
+	cfg := keyringConfig(c, kek, nil, log)
+	backup, err := keyring.OpenBackup(v.Context(), cfg, in)
+	if err != nil {
+		v.Fatal(err)
+	}
+	cfg.Store = memkv.New()
+	if _, err := backup.Restore(v.Context(), cfg.Store, func(*keyring.Keyring) error { return nil }); err != nil {
+		v.Fatal(err)
+	}
+	ring, err := keyring.Open(v.Context(), cfg)
+	if err != nil {
+		v.Fatal(err)
+	}
+	defer ring.Close()
+	for _, state := range []string{"sidecar/bound", "sidecar/witnessed"} {
+		if err := ring.SaveState(v.Context(), state, nil); err != nil {
+			v.Fatal(err)
+		}
+	}
+	server, err := sidecar.New(v.Context(), sidecar.Config{Instance: "test", Keyring: ring})
+	if err != nil {
+		v.Fatal(err)
+	}
+	if _, err := server.Bind(v.Context(), &keyspb.BindRequest{Origin: testOrigin, LedgerKey: v.verifierKey}); err != nil {
+		v.Fatal(err)
+	}
+	v.openLedger()
+	v.append(verify.Entry{Kind: verify.KindLoginDenied})
+	v.witness(server)
+	v.append(verify.Entry{Kind: verify.KindLoginDenied})
+	v.witness(server)
+	return v.export()
 }
 
 // older is the checkpoint of the ledger's first entry.

@@ -31,6 +31,8 @@ type Options struct {
 	Dir string // where everything is kept; made when absent. Required; keep it short, it holds a socket
 	// KEK is the kek member of the sidecar's configuration, as a YAML flow mapping. Empty: a root-key file.
 	KEK string
+	// KeyStore is the store member of the sidecar's configuration, likewise. Empty: the directory keys.
+	KeyStore string
 	// VaultExtra and KeysExtra are appended to the configuration files.
 	VaultExtra, KeysExtra string
 	// Env is added to the programs' environment.
@@ -119,6 +121,10 @@ func (s *Stack) configure() error {
 	if kek == "" {
 		kek = "{type: local, local: {path: root.key}}"
 	}
+	keyStore := s.KeyStore
+	if keyStore == "" {
+		keyStore = "{dir: keys}"
+	}
 	files := map[string]string{
 		"pdvault.yaml": fmt.Sprintf(`instance: test
 listen: 127.0.0.1:%d
@@ -129,10 +135,10 @@ log: {level: warn}
 %s`, port, s.VaultExtra),
 		"pdkeys.yaml": fmt.Sprintf(`instance: test
 socket: {path: pdkeys.sock}
-store: {dir: keys}
+store: %s
 kek: %s
 log: {level: warn}
-%s`, kek, s.KeysExtra),
+%s`, keyStore, kek, s.KeysExtra),
 	}
 	var hashes, clear strings.Builder
 	for _, caller := range Callers {
