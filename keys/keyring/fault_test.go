@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -217,5 +218,39 @@ func TestFaultsOfCreate(t *testing.T) {
 			r.wantOpen(s, c, "value")
 			_ = k.Close()
 		}
+	}
+}
+
+// A caller that leaves while its commit is under way and the commit have nothing in common any more. It is the race
+// detector that tells.
+func TestACallerLeavesItsCommit(t *testing.T) {
+	r := newRing(t, nil)
+	subject, _ := r.mustCreate("value")
+	r.store.mu.Lock()
+	r.store.slow = 100 * time.Millisecond
+	r.store.mu.Unlock()
+	for name, call := range map[string]func(context.Context) error{
+		"create": func(ctx context.Context) error {
+			out, err := r.Seal(ctx, []keyring.SealSubject{{Subject: uuid.New(), Create: true}})
+			if err == nil {
+				err = out[0].Err
+			}
+			return err
+		},
+		"rotate": func(ctx context.Context) error {
+			out, err := r.Reseal(ctx, 1, []keyring.ResealSubject{{Subject: subject}})
+			if err == nil {
+				err = out[0].Err
+			}
+			return err
+		},
+		"destroy": func(ctx context.Context) error { return r.Destroy(ctx, subject, "test") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+			defer cancel()
+			wantErr(t, call(ctx), keys.ErrUnavailable)
+			time.Sleep(150 * time.Millisecond) // the commit ends
+		})
 	}
 }

@@ -303,11 +303,12 @@ func (k *Keyring) commitPart(ctx context.Context, part []rowChange) []rowOutcome
 			return raised, nil
 		}})
 	if err != nil {
-		// The transaction may still be under way, when ctx has ended, and with it out.
-		out = make([]rowOutcome, len(part))
-		for i := range out {
-			out[i].err = err
+		// The transaction may still be under way, when ctx has ended. Out is its own then, the variable as well.
+		failed := make([]rowOutcome, len(part))
+		for i := range failed {
+			failed[i].err = err
 		}
+		return failed
 	}
 	return out
 }

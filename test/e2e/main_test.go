@@ -85,8 +85,8 @@ func start(t *testing.T, o stack.Options) *instance {
 		if t.Failed() {
 			t.Logf("pdvault:\n%s\npdkeys:\n%s", tail(s.Vault.Log()), tail(s.Keys.Log()))
 		}
-		if raceEnabled && strings.Contains(s.Vault.Log()+s.Keys.Log(), "DATA RACE") {
-			t.Errorf("data race in a program:\n%s\n%s", tail(s.Vault.Log()), tail(s.Keys.Log()))
+		if _, report, found := strings.Cut(s.Vault.Log()+s.Keys.Log(), "WARNING: DATA RACE"); raceEnabled && found {
+			t.Errorf("data race in a program:%.8000s", report)
 		}
 	})
 	return i
