@@ -38,6 +38,7 @@ const (
 	maxEpochInterval  = 30 * 24 * time.Hour
 	defaultEpochPause = 4
 
+	maxCalls    = 2               // to the KEK at once
 	maxPause    = 2 * time.Second // after a batch
 	saveEvery   = time.Second     // of the progress
 	scanPage    = 1_000           // rows read at a time

@@ -28,12 +28,15 @@ func (p *passed) breaks(err error) {
 	}
 }
 
-// pass goes through everything wrapped, from r.Cursor on, and wraps again what is below the target. One batch is
-// with the KEK while the one before is committed.
+// pass goes through everything wrapped, from r.Cursor on, and wraps again what is below the target. While nobody asks
+// for keys, maxCalls batches are with the KEK while the one before is committed: each of them is worked on by one
+// thread at a time, there or here. While somebody does, there is one, and a rest after it.
 func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobRecord, err error) {
 	k := e.k
+	calls, cancel := context.WithCancel(ctx)
 	saved := k.cfg.Now()
 	done := r.Done
+	var calling []*call // the oldest first
 	var committing *commit
 	settle := func() error {
 		if committing == nil {
@@ -47,7 +50,7 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 		found.wrapped += int64(c.written)
 		r.Cursor = c.last
 		if r.Phase == phaseRewrap {
-			r.Done = min(done+found.rows, r.Total)
+			r.Done = min(done+c.seen, r.Total)
 		}
 		e.observe(r, nil)
 		if now := k.cfg.Now(); now.Sub(saved) >= saveEvery {
@@ -61,7 +64,38 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 		}
 		return nil
 	}
-	defer func() { _ = settle() }() // after an error, which is told; what was committed is found so
+	// answered waits for the oldest call, and commits what it gave when what the one before gave is committed.
+	answered := func() error {
+		c := calling[0]
+		calling = calling[1:]
+		<-c.done
+		if c.err != nil {
+			return c.err
+		}
+		if c.broken != nil {
+			found.breaks(c.broken)
+		}
+		if err := settle(); err != nil {
+			return err
+		}
+		committing = k.beginCommit(ctx, c.batch, c.last, c.seen)
+		return nil
+	}
+	all := func() error {
+		for len(calling) > 0 {
+			if err := answered(); err != nil {
+				return err
+			}
+		}
+		return settle()
+	}
+	defer func() {
+		cancel()
+		for _, c := range calling {
+			<-c.done
+		}
+		_ = settle() // after an error, which is told; what was committed is found so
+	}()
 	used := k.cache.used.Load()
 	for _, prefix := range wrappedBundle {
 		after := r.Cursor
@@ -77,28 +111,25 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 			if err != nil {
 				return found, r, err
 			}
-			batch := e.batch(page, r.Target, &found)
-			if len(batch) > 0 {
-				if batch, err = e.call(ctx, batch, r.Target, &found); err != nil {
-					return found, r, err
-				}
-			}
-			if err := settle(); err != nil {
-				return found, r, err
-			}
 			if len(page) > 0 {
 				after = page[len(page)-1].Key
 			}
+			batch := e.batch(page, r.Target, &found)
 			if len(batch) > 0 {
-				committing = k.beginCommit(ctx, batch, after)
+				calling = append(calling, e.begin(calls, batch, r.Target, after, found.rows))
 			}
 			if now := k.cache.used.Load(); now != used && len(batch) > 0 {
 				// Others are asking for keys, or did while this slept: they come first.
 				used = now
-				if err := settle(); err != nil {
+				if err := all(); err != nil {
 					return found, r, err
 				}
 				e.sleep(ctx, min(time.Duration(k.cfg.EpochPause)*time.Since(start), maxPause), nil)
+			}
+			if len(calling) == maxCalls {
+				if err := answered(); err != nil {
+					return found, r, err
+				}
 			}
 			if ctx.Err() != nil {
 				return found, r, context.Cause(ctx)
@@ -108,7 +139,7 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 			}
 		}
 	}
-	err = settle()
+	err = all()
 	return found, r, err
 }
 
@@ -167,8 +198,31 @@ func (k *Keyring) contextOf(key []byte) ([]byte, error) {
 // errUnproven is the failure of a wrap that the KEK does not take back. What it was to replace stays.
 var errUnproven = fmt.Errorf("KEK does not give back what it has wrapped: %w", keys.ErrUnavailable)
 
-// call has the KEK wrap batch again and returns those that it did, each proven.
-func (e *epochs) call(ctx context.Context, batch []lifted, target uint64, found *passed) ([]lifted, error) {
+// call is a batch that the KEK was asked to wrap again.
+type call struct {
+	last []byte // key of the row that was seen last when the call was begun
+	seen int64  // rows seen by then
+
+	done   chan struct{} // closed when the rest is set
+	batch  []lifted      // what was wrapped again
+	broken error         // why one of the others cannot be; nil: they all were
+	err    error         // why nothing is known of the batch
+}
+
+// begin begins a call. Who takes it waits for it.
+func (e *epochs) begin(ctx context.Context, batch []lifted, target uint64, last []byte, seen int64) *call {
+	c := &call{last: last, seen: seen, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		var found passed
+		c.batch, c.err = e.rewrapped(ctx, batch, target, &found)
+		c.broken = found.broken
+	}()
+	return c
+}
+
+// rewrapped has the KEK wrap batch again and returns those that it did, each proven.
+func (e *epochs) rewrapped(ctx context.Context, batch []lifted, target uint64, found *passed) ([]lifted, error) {
 	results, err := e.rewrapBatch(ctx, batch)
 	if err != nil {
 		return nil, err
@@ -270,6 +324,7 @@ func (e *epochs) rewrapBatch(ctx context.Context, batch []lifted) ([]KEKResult, 
 type commit struct {
 	parts   []*commitPart
 	last    []byte // key that was seen last
+	seen    int64  // rows seen by then
 	written int    // valid after wait
 }
 
@@ -280,8 +335,8 @@ type commitPart struct {
 
 // beginCommit writes batch, each row if it is still what was wrapped again: one that was erased or changed
 // meanwhile stays as it is.
-func (k *Keyring) beginCommit(ctx context.Context, batch []lifted, last []byte) *commit {
-	c := &commit{last: last}
+func (k *Keyring) beginCommit(ctx context.Context, batch []lifted, last []byte, seen int64) *commit {
+	c := &commit{last: last, seen: seen}
 	for len(batch) > 0 {
 		n, size := 0, 0
 		for n < len(batch) && n < maxCommitChanges && (n == 0 || size < maxCommitBytes/2) {
