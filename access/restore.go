@@ -194,8 +194,6 @@ func (b *Broker) Restore(ctx context.Context, r Restoration) (RestoreReport, err
 	return report, err
 }
 
-const restorePage = 1000
-
 // survey is what the sidecar knows of the subjects of a restored store.
 type survey struct {
 	state func(error) KeyState
@@ -403,21 +401,22 @@ func (b *Broker) purge(ctx context.Context, subject uuid.UUID) error {
 	return nil
 }
 
-// refOfRecords finds the reference of a subject whose key is gone through the entries that wrote its records. It is
+// refOfRecords finds the reference of a subject whose key is gone through an entry that wrote one of its records. It is
 // nil when the subject never had one.
 func (b *Broker) refOfRecords(ctx context.Context, s *vault.Subject) ([]byte, error) {
-	for _, name := range slices.Sorted(maps.Keys(s.Head.Records)) {
-		raw, err := b.ledger.Entry(ctx, s.Head.Records[name].Entry)
-		if err != nil {
-			return nil, wrapf(err, "reading the entry of an erased subject")
-		}
-		e, err := verify.ParseEntry(raw)
-		if err != nil || e.SubjectRef == "" {
-			return nil, wrapf(ErrIntegrity, "entry of a record names no subject")
-		}
-		return verify.ParseRef(e.SubjectRef)
+	names := slices.Sorted(maps.Keys(s.Head.Records))
+	if len(names) == 0 {
+		return nil, nil
 	}
-	return nil, nil
+	raw, err := b.ledger.Entry(ctx, s.Head.Records[names[0]].Entry)
+	if err != nil {
+		return nil, wrapf(err, "reading the entry of an erased subject")
+	}
+	e, err := verify.ParseEntry(raw)
+	if err != nil || e.SubjectRef == "" {
+		return nil, wrapf(ErrIntegrity, "entry of a record names no subject")
+	}
+	return verify.ParseRef(e.SubjectRef)
 }
 
 // pendingWithdrawal is a withdrawal to be carried out again.
