@@ -10,9 +10,9 @@ import (
 // How a rotation makes room for requests.
 const (
 	// rekeyCost is the share of their throughput that requests may lose to a rotation.
-	rekeyCost = 0.12
+	rekeyCost = 0.1
 	// rekeyLeast and rekeyMost bound the share of the time that a rotation takes while there are requests.
-	rekeyLeast, rekeyMost = 0.15, 0.5
+	rekeyLeast, rekeyMost = 0.12, 0.5
 	// rekeyFades is what is left of the weight of a measurement when the next is made.
 	rekeyFades = 0.95
 )

@@ -36,12 +36,13 @@ var (
 
 const (
 	maxEpochInterval  = 30 * 24 * time.Hour
-	defaultEpochPause = 4
+	defaultEpochPause = 6
 
-	maxCalls    = 2               // to the KEK at once
-	maxPause    = 2 * time.Second // after a batch
-	saveEvery   = time.Second     // of the progress
-	scanPage    = 1_000           // rows read at a time
+	maxCalls    = 2           // to the KEK at once
+	busyPart    = 4           // while others ask for keys, a batch is the busyPart-th of EpochBatch
+	maxPause    = time.Second // after a batch
+	saveEvery   = time.Second // of the progress
+	scanPage    = 1_000       // rows read at a time
 	minRetry    = time.Second
 	maxRetry    = time.Minute
 	maxJitter   = 10 * time.Second

@@ -66,10 +66,10 @@ type Config struct {
 	// EpochInterval is the time between the end of an epoch and the begin of the next; 0 means only on demand, more than
 	// 30 days is refused. What was missed is made up for at the start.
 	EpochInterval time.Duration
-	// EpochPause is how many times as long as a batch took an epoch rests after it while others ask for keys; 0 means 4,
-	// so that they keep four fifths of the time.
+	// EpochPause is how many times as long as a batch took an epoch rests after it while others ask for keys; 0 means 6,
+	// so that they keep six sevenths of the time.
 	EpochPause int
-	EpochBatch int // rows that an epoch takes at a time; 0 means 1,000, which is the most
+	EpochBatch int // rows that an epoch takes at a time when it is alone; 0 means 1,000, which is the most
 	// WitnessOverlap is how long a witness key goes on signing when a newer one has taken its place; 0 means 14 days.
 	WitnessOverlap time.Duration
 	Now            func() time.Time // nil means time.Now

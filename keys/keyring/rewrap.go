@@ -30,7 +30,8 @@ func (p *passed) breaks(err error) {
 
 // pass goes through everything wrapped, from r.Cursor on, and wraps again what is below the target. While nobody asks
 // for keys, maxCalls batches are with the KEK while the one before is committed: each of them is worked on by one
-// thread at a time, there or here. While somebody does, there is one, and a rest after it.
+// thread at a time, there or here. While somebody does, there is one, a smaller one, and a rest after it: its commit
+// holds up those of the witness, without which nothing opens.
 func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobRecord, err error) {
 	k := e.k
 	calls, cancel := context.WithCancel(ctx)
@@ -96,7 +97,7 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 		}
 		_ = settle() // after an error, which is told; what was committed is found so
 	}()
-	used := k.cache.used.Load()
+	used, limit := k.cache.used.Load(), k.cfg.EpochBatch
 	for _, prefix := range wrappedBundle {
 		after := r.Cursor
 		if !bytes.HasPrefix(after, prefix) {
@@ -107,7 +108,7 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 		}
 		for {
 			start := time.Now()
-			page, err := k.page(ctx, prefix, after, k.cfg.EpochBatch)
+			page, err := k.page(ctx, prefix, after, limit)
 			if err != nil {
 				return found, r, err
 			}
@@ -115,10 +116,15 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 				after = page[len(page)-1].Key
 			}
 			batch := e.batch(page, r.Target, &found)
+			last := len(page) < limit
 			if len(batch) > 0 {
 				calling = append(calling, e.begin(calls, batch, r.Target, after, found.rows))
 			}
-			if now := k.cache.used.Load(); now != used && len(batch) > 0 {
+			now := k.cache.used.Load()
+			if limit = k.cfg.EpochBatch; now != used {
+				limit = max(1, limit/busyPart)
+			}
+			if now != used && len(batch) > 0 {
 				// Others are asking for keys, or did while this slept: they come first.
 				used = now
 				if err := all(); err != nil {
@@ -134,7 +140,7 @@ func (e *epochs) pass(ctx context.Context, r jobRecord) (found passed, _ jobReco
 			if ctx.Err() != nil {
 				return found, r, context.Cause(ctx)
 			}
-			if len(page) < k.cfg.EpochBatch {
+			if last {
 				break
 			}
 		}
