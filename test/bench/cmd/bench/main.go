@@ -32,6 +32,7 @@ type bench struct {
 	subjects int
 	rotated  int    // subjects whose keys are rotated
 	scopes   string // of the rotations, comma-separated
+	rounds   int    // rotations of each scope beside reads
 	duration time.Duration
 	conns    []int
 	only     string
@@ -113,6 +114,7 @@ func main() {
 	flag.DurationVar(&b.duration, "duration", 5*time.Second, "of each measurement")
 	flag.IntVar(&b.rotated, "rotated", 100_000, "subjects whose keys are rotated")
 	flag.StringVar(&b.scopes, "scopes", "kek,all-subjects,index", "comma-separated scopes of the rotations")
+	flag.IntVar(&b.rounds, "rounds", 1, "rotations of each scope beside reads")
 	flag.StringVar(&b.only, "only", "", "comma-separated parts: http,local,hashicorp,rotations; empty: all")
 	connections := flag.String("connections", "1,32,256", "comma-separated numbers of connections")
 	flag.Parse()

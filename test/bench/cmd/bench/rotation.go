@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -168,7 +169,8 @@ func (in *instance) rotate(ctx context.Context, hc *hcserver.Server, scope strin
 }
 
 // rotateBesideReads measures reads of a part of the people, whose keys fit the sidecar's cache, beside a rotation for as
-// long as it takes, and without one before and after it: a machine that others use is not equally fast all the time.
+// long as it takes, and without one before and after it, some rounds of it: a machine that others use is not equally
+// fast all the time, so each rotation is compared with what was next to it.
 func (in *instance) rotateBesideReads(ctx context.Context, scope string) error {
 	warm := in.ids[:min(len(in.ids), 8000)]
 	read := load.Config{
@@ -182,9 +184,35 @@ func (in *instance) rotateBesideReads(ctx context.Context, scope string) error {
 	if err != nil {
 		return err
 	}
+	var left []float64 // of the throughput, in each round
+	for range in.b.rounds {
+		during, j, err := in.readUntilRotated(ctx, scope, read)
+		if err != nil {
+			return err
+		}
+		after, err := load.Run(read)
+		if err != nil {
+			return err
+		}
+		left = append(left, 100*2*during.Rate()/(before.Rate()+after.Rate()))
+		took := j.Finished.Sub(j.Started)
+		ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+		in.note("reads beside rotation of "+scope, "%.0f and %.0f/s without, %.0f/s with (%.0f %%), p50 %.1f and %.1f ms, p99 %.1f and %.1f ms, %d failed; rotation took %.1f s: %.0f %s/s",
+			before.Rate(), after.Rate(), during.Rate(), left[len(left)-1], ms(before.P50), ms(during.P50), ms(before.P99), ms(during.P99),
+			during.Failed, took.Seconds(), float64(j.Total)/took.Seconds(), units[scope])
+		before = after
+	}
+	if slices.Sort(left); len(left) > 1 {
+		in.note("reads beside rotation of "+scope, "median of %d rounds: %.0f %% of the throughput is left", len(left), left[len(left)/2])
+	}
+	return nil
+}
+
+// readUntilRotated reads from the begin of a rotation to its end.
+func (in *instance) readUntilRotated(ctx context.Context, scope string, read load.Config) (load.Result, job, error) {
 	j, err := in.startRotation(ctx, scope)
 	if err != nil {
-		return err
+		return load.Result{}, j, err
 	}
 	stop := make(chan struct{})
 	finished := make(chan error, 1)
@@ -194,23 +222,9 @@ func (in *instance) rotateBesideReads(ctx context.Context, scope string) error {
 		j, err = in.finish(ctx, j.ID)
 		finished <- err
 	}()
-	beside := read
-	beside.Duration, beside.Stop = rotationTimeout, stop
-	during, err := load.Run(beside)
-	if err := errors.Join(err, <-finished); err != nil {
-		return err
-	}
-	after, err := load.Run(read)
-	if err != nil {
-		return err
-	}
-	without := (before.Rate() + after.Rate()) / 2
-	took := j.Finished.Sub(j.Started)
-	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	in.note("reads beside rotation of "+scope, "%.0f and %.0f/s without, %.0f/s with (%.0f %%), p50 %.1f and %.1f ms, p99 %.1f and %.1f ms, %d failed; rotation took %.1f s: %.0f %s/s",
-		before.Rate(), after.Rate(), during.Rate(), 100*during.Rate()/without, ms(before.P50), ms(during.P50), ms(before.P99), ms(during.P99),
-		during.Failed, took.Seconds(), float64(j.Total)/took.Seconds(), units[scope])
-	return nil
+	read.Duration, read.Stop = rotationTimeout, stop
+	during, err := load.Run(read)
+	return during, j, errors.Join(err, <-finished)
 }
 
 // recover measures how long it takes after a restart of the sidecar until everybody was read once.
