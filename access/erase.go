@@ -104,6 +104,9 @@ func (b *Broker) erase(ctx context.Context, q EraseRequest) (*pendingErasure, er
 	// The reference dies with the key: it is asked for first.
 	ref, _, err := b.ref(ctx, q.Subject, nil)
 	if err != nil {
+		if _, now := b.subjectState(ctx, q.Subject); errors.Is(now, vault.ErrNoSubject) {
+			return nil, errAgain // another erasure was faster, and its key is gone already
+		}
 		return nil, err
 	}
 	rows, details, err := b.detailsOf(ctx, ref[:])

@@ -812,12 +812,14 @@ func TestNothingIsAllowedBehindAnErasure(t *testing.T) {
 // interrupted is an Opener before whose first Prepare something else happens.
 type interrupted struct {
 	access.Opener
-	once   sync.Once
+	done   atomic.Bool
 	before func()
 }
 
 func (o *interrupted) Prepare(ctx context.Context, subject uuid.UUID, detail []byte) (ref, sealed []byte, err error) {
-	o.once.Do(o.before)
+	if !o.done.Swap(true) {
+		o.before()
+	}
 	return o.Opener.Prepare(ctx, subject, detail)
 }
 
@@ -846,4 +848,16 @@ func TestAnErasureForgetsNoOtherSubjectsOutcome(t *testing.T) {
 	if again := create("bob@example.org"); again.Subject != second.Subject || again.Record != second.Record {
 		t.Errorf("a repeated create made another subject: %+v, %+v", again, second)
 	}
+}
+
+// Of two who erase at once, the slower one finds nobody, also when the key is gone before it has asked for it.
+func TestAnErasureThatAnotherOvertookFindsNobody(t *testing.T) {
+	w, _ := newErasingWorld(t)
+	subject, ref := w.full("ada@example.org")
+	w.config.Opener = &interrupted{Opener: w.config.Opener, before: func() { w.mustErase(subject) }}
+	w.restart()
+	if _, err := w.erase(subject); !errors.Is(err, access.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	w.mustBeGone(subject, ref)
 }
