@@ -424,7 +424,9 @@ func (f *sharedFaults) remove(r *ring) {
 
 func TestEpochLeavesCreatesOpensAndErasuresRight(t *testing.T) {
 	ctx := context.Background()
-	r := newEpochRing(t, func(c *keyring.Config) { c.EpochBatch, c.EpochPause, c.CacheTTL, c.Now = 200, 1, 20*time.Millisecond, nil })
+	r := newEpochRing(t, func(c *keyring.Config) {
+		c.EpochBatch, c.EpochPause, c.CacheTTL, c.Now = 200, 1, 20*time.Millisecond, nil
+	})
 	for range 200 {
 		r.mustCreate("value")
 	}
