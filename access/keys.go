@@ -30,21 +30,8 @@ const (
 	RotationFailed  = "failed"
 )
 
-// KeyJob is a rotation as the sidecar keeps it. Like KeyCount and KeyInventory it is an alias of an unnamed
-// struct, so that the sidecar's client satisfies Keys by shape.
-type KeyJob = struct {
-	ID, Scope                  string
-	Subject                    uuid.UUID // zero: none
-	By, State, Phase           string
-	Done, Total                int64
-	Started, Updated, Finished time.Time
-	Target                     uint64
-	Failure                    string
-	Evidence                   string
-	Recorded                   int64
-}
-
-// KeyCount counts what is on one version of one kind of key.
+// KeyCount counts what is on one version of one kind of key. Like RotationJob and KeyInventory it is an alias of an
+// unnamed struct, so that the sidecar's client satisfies Keys by shape.
 type KeyCount = struct {
 	Kind    string
 	Version uint64
@@ -70,9 +57,9 @@ type Keys interface {
 	Inventory(ctx context.Context) (KeyInventory, error)
 	// StartJob begins a rotation, of subject for ScopeSubject, and returns at once. It fails while another one
 	// is running.
-	StartJob(ctx context.Context, scope string, subject uuid.UUID, by string) (KeyJob, error)
+	StartJob(ctx context.Context, scope string, subject uuid.UUID, by string) (RotationJob, error)
 	// Jobs lists rotations, the newest first.
-	Jobs(ctx context.Context) ([]KeyJob, error)
+	Jobs(ctx context.Context) ([]RotationJob, error)
 }
 
 const day = 24 * time.Hour
@@ -277,7 +264,7 @@ func running(rotations []Rotation) *Rotation {
 	return nil
 }
 
-func rotation(j KeyJob) (Rotation, error) {
+func rotation(j RotationJob) (Rotation, error) {
 	id, err := uuid.Parse(j.ID)
 	if err != nil {
 		return Rotation{}, wrapf(ErrIntegrity, "a rotation has no id")

@@ -21,7 +21,7 @@ var errJobRunning = errors.New("a job is running")
 type keySpy struct {
 	mu        sync.Mutex // guards all below
 	asked     int
-	jobs      []access.KeyJob
+	jobs      []access.RotationJob
 	inventory access.KeyInventory
 	fail      error
 }
@@ -33,24 +33,24 @@ func (s *keySpy) Inventory(context.Context) (access.KeyInventory, error) {
 	return s.inventory, s.fail
 }
 
-func (s *keySpy) StartJob(_ context.Context, scope string, subject uuid.UUID, by string) (access.KeyJob, error) {
+func (s *keySpy) StartJob(_ context.Context, scope string, subject uuid.UUID, by string) (access.RotationJob, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked++
 	if s.fail != nil {
-		return access.KeyJob{}, s.fail
+		return access.RotationJob{}, s.fail
 	}
 	for _, j := range s.jobs {
 		if j.State == access.RotationRunning {
-			return access.KeyJob{}, errJobRunning
+			return access.RotationJob{}, errJobRunning
 		}
 	}
-	j := access.KeyJob{ID: uuid.NewString(), Scope: scope, Subject: subject, By: by, State: access.RotationRunning, Recorded: -1}
+	j := access.RotationJob{ID: uuid.NewString(), Scope: scope, Subject: subject, By: by, State: access.RotationRunning, Recorded: -1}
 	s.jobs = slices.Insert(s.jobs, 0, j)
 	return j, nil
 }
 
-func (s *keySpy) Jobs(context.Context) ([]access.KeyJob, error) {
+func (s *keySpy) Jobs(context.Context) ([]access.RotationJob, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked++
@@ -245,7 +245,7 @@ func TestWithoutKeysOrWithBrokenOnesNothingIsAnswered(t *testing.T) {
 	if _, err := b.StartRotation(t.Context(), w.as("security"), access.ScopeKEK, uuid.Nil); !errors.Is(err, failure) {
 		t.Errorf("starting: %v", err)
 	}
-	spy.jobs = []access.KeyJob{{ID: "x"}}
+	spy.jobs = []access.RotationJob{{ID: "x"}}
 	if _, err := b.Rotations(t.Context(), w.as("security")); !errors.Is(err, access.ErrIntegrity) {
 		t.Errorf("a rotation without an id: %v", err)
 	}

@@ -144,7 +144,7 @@ func (r *Rotator) MendIndex(ctx context.Context) (mended bool, lost int, err err
 		return false, 0, err
 	}
 	b.log.Warn("the sidecar no longer has the keys of the index: it is made anew", "subjects", total)
-	job := RotationJob{ID: uuid.Must(uuid.NewV7()).String(), Scope: scopeIndex, Started: b.now()}
+	job := RotationJob{ID: uuid.Must(uuid.NewV7()).String(), Scope: ScopeIndex, Started: b.now()}
 	entry := r.entry(verify.KindKeyRotated, job)
 	entry.Keys.Phase, entry.Keys.Total, entry.Keys.Left = phaseMend, total, total
 	next := vault.IndexState{}

@@ -96,7 +96,7 @@ func (r *Rotator) resealSubjects(ctx context.Context, job RotationJob, p *progre
 	s := &resealing{Rotator: r, rotation: rotation, progress: p, retired: make(retired)}
 	begun := time.Now()
 	total := int64(1)
-	if job.Scope == scopeAllSubjects {
+	if job.Scope == ScopeAllSubjects {
 		if total, err = r.countSubjects(ctx); err != nil {
 			return err
 		}
@@ -112,7 +112,7 @@ func (r *Rotator) resealSubjects(ctx context.Context, job RotationJob, p *progre
 		s.changed.Store(0)
 		step := func(ctx context.Context, ids []uuid.UUID) (retirement, error) { return s.batch(ctx, ids, pass == 0) }
 		var err error
-		if job.Scope == scopeSubject {
+		if job.Scope == ScopeSubject {
 			err = s.round(ctx, [][]uuid.UUID{{job.Subject}}, step)
 		} else {
 			err = s.all(ctx, step)
@@ -139,7 +139,7 @@ func (r *Rotator) resealSubjects(ctx context.Context, job RotationJob, p *progre
 		if s.changed.Load() > 0 {
 			continue
 		}
-		if job.Scope == scopeAllSubjects {
+		if job.Scope == ScopeAllSubjects {
 			// Keys of subjects that never came to be are known to the sidecar alone.
 			p.phase = "orphans"
 			return p.report(ctx)

@@ -199,19 +199,8 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Scopes that the rotator carries out or has entries of their own for; a phase and states of a job.
-const (
-	scopeKEK         = "kek"
-	scopeSubject     = "subject"
-	scopeAllSubjects = "all-subjects"
-	scopeIndex       = "index"
-	scopeLedger      = "ledger"
-
-	phaseBegin = "begin" // in which the sidecar prepares
-
-	jobRunning = "running"
-	jobDone    = "done"
-)
+// phaseBegin is the phase in which the sidecar prepares a job.
+const phaseBegin = "begin"
 
 // errTarget is returned for a job whose target cannot be that of its scope.
 var errTarget = &rotationError{code: "invalid-target"}
@@ -236,18 +225,18 @@ func (r *Rotator) Step(ctx context.Context) error {
 	}
 	var unrecorded error
 	for i := len(jobs) - 1; i >= 0; i-- { // the oldest first
-		if jobs[i].State == jobDone && jobs[i].Recorded < 0 {
+		if jobs[i].State == RotationDone && jobs[i].Recorded < 0 {
 			if err := r.record(ctx, jobs[i]); err != nil {
 				unrecorded = errors.Join(unrecorded, wrapf(err, "recording a rotation"))
 			}
 		}
 	}
 	for _, job := range jobs {
-		if job.State != jobRunning {
+		if job.State != RotationRunning {
 			continue
 		}
 		done, err := r.drive(ctx, job)
-		if err == nil && done.State == jobDone {
+		if err == nil && done.State == RotationDone {
 			err = r.record(ctx, done)
 		}
 		if err != nil && !errors.Is(err, errJobEnded) {
@@ -265,11 +254,11 @@ func (r *Rotator) drive(ctx context.Context, job RotationJob) (RotationJob, erro
 	progress := &progress{rotator: r, job: job, phase: job.Phase}
 	var err error
 	switch job.Scope {
-	case scopeSubject, scopeAllSubjects:
+	case ScopeSubject, ScopeAllSubjects:
 		err = r.resealSubjects(ctx, job, progress)
-	case scopeIndex:
+	case ScopeIndex:
 		err = r.reindexSubjects(ctx, job, progress)
-	case scopeLedger:
+	case ScopeLedger:
 		if r.RotateLedger == nil {
 			return job, nil
 		}
@@ -335,7 +324,7 @@ func (p *progress) report(ctx context.Context) error {
 	if err != nil {
 		return wrapf(err, "reporting progress")
 	}
-	if job.State != jobRunning {
+	if job.State != RotationRunning {
 		return errJobEnded
 	}
 	return nil
@@ -409,7 +398,7 @@ func (r *Rotator) recordOnce(ctx context.Context, job RotationJob) (int64, error
 		return index, nil
 	}
 	entry := r.entry(verify.KindKeyRotated, job)
-	if job.Scope == scopeKEK {
+	if job.Scope == ScopeKEK {
 		entry.Kind = verify.KindKeyEpoch
 	}
 	entry.Keys.Total = job.Total
@@ -419,7 +408,7 @@ func (r *Rotator) recordOnce(ctx context.Context, job RotationJob) (int64, error
 		var change kv.Change
 		change.Expect(recordedKey(job.ID), nil, errAgain)
 		change.Set(recordedKey(job.ID), encodeRow(at.Index))
-		if job.Scope == scopeKEK && job.Target >= epoch.Version {
+		if job.Scope == ScopeKEK && job.Target >= epoch.Version {
 			change.Expect(epochKey, epochRow, errAgain)
 			row := KeyEpochRow(at.Index, job.Target)
 			change.Set(row.Key, row.Value)

@@ -38,21 +38,21 @@ type world struct {
 }
 
 // jobs stands for the sidecar's part in rotations.
-type jobs struct{ list []access.KeyJob }
+type jobs struct{ list []access.RotationJob }
 
 func (*jobs) Inventory(context.Context) (access.KeyInventory, error) {
 	return access.KeyInventory{KEK: "local", Counted: time.Now(), Versions: []access.KeyCount{{Kind: "kek", Version: 1, Newest: true}}}, nil
 }
 
-func (j *jobs) StartJob(_ context.Context, scope string, subject uuid.UUID, by string) (access.KeyJob, error) {
+func (j *jobs) StartJob(_ context.Context, scope string, subject uuid.UUID, by string) (access.RotationJob, error) {
 	if len(j.list) > 0 {
-		return access.KeyJob{}, keys.ErrJobRunning
+		return access.RotationJob{}, keys.ErrJobRunning
 	}
-	j.list = []access.KeyJob{{ID: uuid.NewString(), Scope: scope, Subject: subject, By: by, State: access.RotationRunning, Recorded: -1}}
+	j.list = []access.RotationJob{{ID: uuid.NewString(), Scope: scope, Subject: subject, By: by, State: access.RotationRunning, Recorded: -1}}
 	return j.list[0], nil
 }
 
-func (j *jobs) Jobs(context.Context) ([]access.KeyJob, error) { return slices.Clone(j.list), nil }
+func (j *jobs) Jobs(context.Context) ([]access.RotationJob, error) { return slices.Clone(j.list), nil }
 
 type prover struct{ *ledger.Ledger }
 

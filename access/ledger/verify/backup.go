@@ -53,17 +53,9 @@ func (b Backup) Format() string {
 // ParseBackup decodes the text of a manifest strictly: what it accepts formats to the same bytes again.
 func ParseBackup(text string) (Backup, error) {
 	names := [...]string{"instance", "id", "created", "count", "digest", "origin", "size", "root", "generation"}
-	lines := strings.Split(text, "\n")
-	if len(lines) != len(names)+2 || lines[0] != BackupType {
-		return Backup{}, fmt.Errorf("%w: type or number of lines", ErrBackup)
-	}
-	var values [len(names)]string
-	for i, name := range names {
-		value, ok := strings.CutPrefix(lines[i+1], name+" ")
-		if !ok {
-			return Backup{}, fmt.Errorf("%w: no %s", ErrBackup, name)
-		}
-		values[i] = value
+	values, err := parseLines(text, BackupType, names[:])
+	if err != nil {
+		return Backup{}, fmt.Errorf("%w: %w", ErrBackup, err)
 	}
 	b := Backup{Instance: values[0], ID: values[1], Created: values[2]}
 	if t, err := time.Parse(TimeLayout, b.Created); err != nil || FormatTime(t) != b.Created {

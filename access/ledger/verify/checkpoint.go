@@ -153,6 +153,23 @@ func checkOrigin(origin string) error {
 	return nil
 }
 
+// parseLines takes apart a text of lines: head, then "<name> <value>" for each of names, in their order.
+func parseLines(text, head string, names []string) ([]string, error) {
+	lines := strings.Split(text, "\n")
+	if len(lines) != len(names)+2 || lines[0] != head || lines[len(lines)-1] != "" {
+		return nil, errors.New("type or number of lines")
+	}
+	values := make([]string, len(names))
+	for i, name := range names {
+		value, ok := strings.CutPrefix(lines[i+1], name+" ")
+		if !ok {
+			return nil, fmt.Errorf("no %s", name)
+		}
+		values[i] = value
+	}
+	return values, nil
+}
+
 // parseDecimal accepts a non-negative int64 in its only decimal form.
 func parseDecimal(s string) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)

@@ -82,18 +82,10 @@ func formatEvidence(e KeyEvidence) []byte {
 
 // parseEvidence decodes strictly: what it accepts formats to the same bytes again.
 func parseEvidence(text []byte) (KeyEvidence, error) {
-	lines := strings.Split(string(text), "\n")
 	names := [...]string{"instance", "sidecar", "job", "scope", "target", "total", "left", "started", "finished"}
-	if len(lines) != len(names)+2 || lines[0] != evidenceHead || lines[len(lines)-1] != "" {
-		return KeyEvidence{}, fmt.Errorf("%w: another form", ErrEvidence)
-	}
-	var values [len(names)]string
-	for i, name := range names {
-		value, ok := strings.CutPrefix(lines[i+1], name+" ")
-		if !ok {
-			return KeyEvidence{}, fmt.Errorf("%w: no %s", ErrEvidence, name)
-		}
-		values[i] = value
+	values, err := parseLines(string(text), evidenceHead, names[:])
+	if err != nil {
+		return KeyEvidence{}, fmt.Errorf("%w: %w", ErrEvidence, err)
 	}
 	e := KeyEvidence{Instance: values[0], Sidecar: values[1], Job: values[2], Scope: values[3]}
 	for _, name := range values[:3] {
