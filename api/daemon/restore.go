@@ -156,7 +156,7 @@ func Restore(ctx context.Context, c Config, o RestoreOptions, log *slog.Logger) 
 	}
 
 	// 5. Its name.
-	return report, adopt(c.Store.Dir, final)
+	return report, badgerkv.Rename(c.Store.Dir, final)
 }
 
 // checkTarget demands that there is nothing to lose in dir.
@@ -409,19 +409,4 @@ func keyState(err error) access.KeyState {
 		return access.KeyOther
 	}
 	return access.KeyUnknown
-}
-
-// adopt gives a complete store its name, durably.
-func adopt(built, final string) error {
-	if err := os.Rename(built, final); err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	parent, err := os.Open(filepath.Dir(filepath.Clean(final)))
-	if err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	if err := errors.Join(parent.Sync(), parent.Close()); err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	return nil
 }

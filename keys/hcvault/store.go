@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,7 +21,6 @@ const (
 	minLease         = 500 * time.Millisecond
 	defaultCacheRows = 10_000
 	maxCacheBytes    = 64 << 20
-	maxStoreRetries  = 5               // after a conflict; then the caller decides
 	appliedTimeout   = 5 * time.Second // an Update waits this long until what it removed is gone from HashiCorp Vault
 	drainTimeout     = 5 * time.Second // Close waits this long for what is not applied yet; it is in the log
 )
@@ -251,20 +249,7 @@ func (s *Store) Update(ctx context.Context, fn func(kv.Writer) error) error {
 		return err
 	}
 	defer s.running.Done()
-	for attempt := 0; ; attempt++ {
-		conflict, err := s.try(ctx, fn)
-		if !conflict {
-			return err
-		}
-		if attempt == maxStoreRetries {
-			return fmt.Errorf("hcvault: gave up after %d attempts: %w", attempt+1, kv.ErrConflict)
-		}
-		select {
-		case <-time.After(rand.N(4 * time.Millisecond << attempt)):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return kv.Retry(ctx, "hcvault", 4*time.Millisecond, func() (bool, error) { return s.try(ctx, fn) })
 }
 
 // try runs fn once. It tells a conflict apart from an error of fn, which may itself wrap kv.ErrConflict.

@@ -12,6 +12,7 @@ import (
 	"github.com/prototypster/pdvault/keys/hcvault"
 	"github.com/prototypster/pdvault/keys/keyring"
 	"github.com/prototypster/pdvault/vault/kv"
+	"github.com/prototypster/pdvault/vault/kv/badgerkv"
 )
 
 // checkTarget demands that there is nothing to lose where the key store is to be restored. Of one in HashiCorp Vault
@@ -59,7 +60,7 @@ func restoreInto(ctx context.Context, c Config, kek keyring.KEK, log *slog.Logge
 	if out, err = fillAndClose(store, fill); err != nil {
 		return out, errors.Join(err, os.RemoveAll(c.Store.Dir))
 	}
-	if err := adopt(c.Store.Dir, final); err != nil {
+	if err := badgerkv.Rename(c.Store.Dir, final); err != nil {
 		return out, fmt.Errorf("%w: %w", errStore, err)
 	}
 	return out, nil
@@ -68,19 +69,4 @@ func restoreInto(ctx context.Context, c Config, kek keyring.KEK, log *slog.Logge
 func fillAndClose(store kv.Store, fill func(kv.Store) (keyring.Restored, error)) (keyring.Restored, error) {
 	out, err := fill(store)
 	return out, errors.Join(err, store.Close())
-}
-
-// adopt gives a complete store its name, durably.
-func adopt(built, final string) error {
-	if err := os.Rename(built, final); err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	parent, err := os.Open(filepath.Dir(filepath.Clean(final)))
-	if err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	if err := errors.Join(parent.Sync(), parent.Close()); err != nil {
-		return fmt.Errorf("giving the restored store its name: %w", err)
-	}
-	return nil
 }

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -25,7 +24,6 @@ import (
 )
 
 const (
-	maxRetries   = 5                // after a conflict; then the caller decides
 	closeTimeout = 30 * time.Second // a Badger that does not close must not keep a process from ending
 )
 
@@ -76,18 +74,7 @@ func (s *Store) Update(ctx context.Context, fn func(kv.Writer) error) error {
 		return err
 	}
 	defer s.running.Done()
-	for attempt := 0; ; attempt++ {
-		conflict, err := s.try(ctx, fn)
-		if !conflict {
-			return err
-		}
-		if attempt == maxRetries {
-			return fmt.Errorf("badgerkv: gave up after %d attempts: %w", attempt+1, kv.ErrConflict)
-		}
-		if err := pause(ctx, rand.N(time.Millisecond<<attempt)); err != nil {
-			return err
-		}
-	}
+	return kv.Retry(ctx, "badgerkv", time.Millisecond, func() (bool, error) { return s.try(ctx, fn) })
 }
 
 // try runs fn once. It tells a conflict apart from an error of fn, which may itself wrap kv.ErrConflict.
@@ -201,15 +188,4 @@ func (s *Store) shutDown() error {
 		return nil
 	}
 	return writeClean(s.opts.Dir, s.id, s.opts.Now())
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

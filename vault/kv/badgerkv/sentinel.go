@@ -160,6 +160,14 @@ func writeDurably(dir, name string, v any) error {
 	return syncDir(dir)
 }
 
+// Rename gives the directory of a closed store the name to, durably. Both have one parent, and nothing is at to.
+func Rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return fmt.Errorf("badgerkv: giving a store its name: %w", err)
+	}
+	return syncDir(filepath.Dir(filepath.Clean(to)))
+}
+
 // syncDir makes creations, renames and removals in dir durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

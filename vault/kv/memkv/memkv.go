@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,8 +26,6 @@ const (
 	maxTxnWrites  = maxTxnBytes / 96
 	entryOverhead = 12
 )
-
-const maxRetries = 5
 
 var _ kv.Store = (*Store)(nil)
 
@@ -71,16 +68,7 @@ func (s *Store) Update(ctx context.Context, fn func(kv.Writer) error) error {
 		return err
 	}
 	defer s.running.Done()
-	for attempt := 0; ; attempt++ {
-		conflict, err := s.try(ctx, fn)
-		if !conflict {
-			return err
-		}
-		if attempt == maxRetries {
-			return fmt.Errorf("memkv: gave up after %d attempts: %w", attempt+1, kv.ErrConflict)
-		}
-		time.Sleep(rand.N(time.Millisecond << attempt))
-	}
+	return kv.Retry(ctx, "memkv", time.Millisecond, func() (bool, error) { return s.try(ctx, fn) })
 }
 
 // try runs fn once. It tells a conflict apart from an error of fn, which may itself wrap kv.ErrConflict.
