@@ -52,6 +52,9 @@ var (
 	ErrBudget = errors.New("keys: budget of opens is used up")
 	// ErrJobRunning is returned when a rotation is to be started that another one under way excludes.
 	ErrJobRunning = errors.New("keys: a rotation is under way")
+	// ErrTooManyKeys is returned when a rotation would put more keys of a kind beside one another than may be in use. It
+	// may be tried again when the oldest have gone.
+	ErrTooManyKeys = errors.New("keys: too many keys are in use beside one another")
 	// ErrNoJob is returned when no rotation has the id.
 	ErrNoJob = errors.New("keys: no such rotation")
 	// ErrRolledBack is returned by the client when the sidecar's key store, or its memory of the ledger, is
@@ -90,6 +93,7 @@ var codes = [...]struct {
 	{keyspb.Code_BUDGET, ErrBudget},
 	{keyspb.Code_JOB_RUNNING, ErrJobRunning},
 	{keyspb.Code_NO_JOB, ErrNoJob},
+	{keyspb.Code_TOO_MANY_KEYS, ErrTooManyKeys},
 }
 
 // CodeOf returns the code of err; what is not in the table is UNAVAILABLE, so that an unknown failure is

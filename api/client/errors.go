@@ -23,7 +23,8 @@ var (
 	ErrUnauthenticated = errors.New("client: not authenticated")
 	// ErrTooLarge is returned when the request is larger than the call takes.
 	ErrTooLarge = errors.New("client: request is too large")
-	// ErrLimitReached is returned when a limit on what is kept is reached, such as consents of a subject.
+	// ErrLimitReached is returned when a limit on what is kept is reached, such as consents of a subject, or keys in use
+	// beside one another.
 	ErrLimitReached = errors.New("client: limit is reached")
 	// ErrStorageFull is returned when the server's storage is full: reads go on, writes do not.
 	ErrStorageFull = errors.New("client: storage of the server is full")

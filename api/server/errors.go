@@ -73,6 +73,7 @@ var table = [...]Mapping{
 	{consent.ErrTooMany, 409, api.ProblemLimitReached, "The subject has too many consents", 0},
 	{access.ErrIdempotencyMismatch, 422, api.ProblemIdempotencyMismatch, "The Idempotency-Key was used for another request", 0},
 	{keys.ErrJobRunning, 409, api.ProblemRotationRunning, "Another rotation is running", 0},
+	{keys.ErrTooManyKeys, 409, api.ProblemLimitReached, "Too many keys of this kind are in use: the oldest have to go first", 0},
 	{keys.ErrBudget, 429, api.ProblemDecryptBudget, "The key service opens no more for now", 60},
 	{access.ErrLimited, 429, api.ProblemRateLimited, "The budget of the caller is used up", 10},
 

@@ -603,6 +603,10 @@ func TestRotationRunning(t *testing.T) {
 	if p := problem(t, do(t, h, rotate)); p.Type != api.ProblemRotationRunning || p.Rotation != "" {
 		t.Errorf("unnamed: %+v", p)
 	}
+	b.Fail(keys.ErrTooManyKeys)
+	if w := do(t, h, rotate); w.Code != 409 || problem(t, w).Type != api.ProblemLimitReached {
+		t.Errorf("too many keys: %d %s", w.Code, w.Body)
+	}
 	b.Fail(&access.RotationError{Running: uuid.New(), Err: keys.ErrSealed})
 	if p := problem(t, do(t, h, rotate)); p.Type != api.ProblemKeyService || p.Rotation != "" {
 		t.Errorf("an outage meanwhile: %+v", p)

@@ -127,7 +127,7 @@ func (id *identity) signing(now time.Time) []witnessKey {
 }
 
 // rotateWitness makes a new witness key, durably, and returns its version. The one before goes on signing for
-// Config.WitnessOverlap. It fails with keys.ErrInvalid when too many do.
+// Config.WitnessOverlap. It fails with keys.ErrTooManyKeys when too many do.
 func (k *Keyring) rotateWitness(ctx context.Context) (version uint64, err error) {
 	err = k.changeKeyset(ctx, "identity", func(b Secret) (Secret, error) {
 		id, err := parseIdentity(b)
@@ -141,7 +141,7 @@ func (k *Keyring) rotateWitness(ctx context.Context) (version uint64, err error)
 		all.keys[1].retire = now.Add(k.cfg.WitnessOverlap).Unix()
 		next := &identity{id.sidecar, all.signing(now)}
 		if len(next.keys) > maxWitnessKeys {
-			return nil, fmt.Errorf("too many witness keys sign side by side: %w", keys.ErrInvalid)
+			return nil, fmt.Errorf("%d witness keys sign: %w", maxWitnessKeys, keys.ErrTooManyKeys)
 		}
 		version = uint64(made.version)
 		return next.encode(), nil

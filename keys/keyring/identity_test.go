@@ -130,7 +130,7 @@ func TestWitnessKeysAreBounded(t *testing.T) {
 	for ; err == nil && n < 100; n++ {
 		_, err = r.RotateWitness(ctx)
 	}
-	wantErr(t, err, keys.ErrInvalid)
+	wantErr(t, err, keys.ErrTooManyKeys)
 	if got := len(r.WitnessKeys()); got != 16 {
 		t.Errorf("%d keys sign", got)
 	}

@@ -110,8 +110,8 @@ func failureCode(err error) string {
 // is done by then. It fails with keys.ErrJobRunning while another one runs (one that its driver has not reported on for
 // a day ends as failed instead) or the evidence of too many is unrecorded, with keys.ErrInvalid when the scope is
 // unknown or subject is set for another scope than ScopeSubject, with keys.ErrNoKey or keys.ErrDestroyed when the
-// subject has no key, and for ScopeKEK with keys.ErrForbidden when Config.Epochs is not set, and as Ready does
-// when the KEK does not unwrap what is stored.
+// subject has no key, with keys.ErrTooManyKeys when older keys of the kind have to go first, and for ScopeKEK with
+// keys.ErrForbidden when Config.Epochs is not set, and as Ready does when the KEK does not unwrap what is stored.
 func (k *Keyring) StartJob(ctx context.Context, scope string, subject uuid.UUID, by string) (Job, error) {
 	if _, err := k.current(); err != nil {
 		return Job{}, err

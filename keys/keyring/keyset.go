@@ -150,10 +150,10 @@ func parseKeyset(name string, b []byte) (*versionedKeyset, error) {
 // newest is the version of the newest key.
 func (s *versionedKeyset) newest() uint32 { return s.versions[len(s.versions)-1].version }
 
-// add adds a key, the newest from then on. It fails with keys.ErrInvalid when there are too many.
+// add adds a key, the newest from then on. It fails with keys.ErrTooManyKeys when there are too many.
 func (s *versionedKeyset) add(name string, now time.Time) error {
 	if len(s.versions) >= maxKeysetKeys {
-		return fmt.Errorf("keyset %q has too many keys: %w", name, keys.ErrInvalid)
+		return fmt.Errorf("keyset %q has %d keys: %w", name, maxKeysetKeys, keys.ErrTooManyKeys)
 	}
 	m := keyset.NewManagerFromHandle(s.handle)
 	id, err := m.Add(keysetKinds[name].template())

@@ -45,6 +45,7 @@ const (
 	Code_BUDGET        Code = 13
 	Code_JOB_RUNNING   Code = 14
 	Code_NO_JOB        Code = 15
+	Code_TOO_MANY_KEYS Code = 16
 )
 
 // Enum value maps for Code.
@@ -66,6 +67,7 @@ var (
 		13: "BUDGET",
 		14: "JOB_RUNNING",
 		15: "NO_JOB",
+		16: "TOO_MANY_KEYS",
 	}
 	Code_value = map[string]int32{
 		"OK":            0,
@@ -84,6 +86,7 @@ var (
 		"BUDGET":        13,
 		"JOB_RUNNING":   14,
 		"NO_JOB":        15,
+		"TOO_MANY_KEYS": 16,
 	}
 )
 
@@ -4108,7 +4111,7 @@ const file_keys_proto_rawDesc = "" +
 	"\x0ewitnessed_size\x18\x02 \x01(\x03R\rwitnessedSize\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data*\xec\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data*\xff\x01\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x0f\n" +
 	"\vUNAVAILABLE\x10\x01\x12\n" +
@@ -4131,7 +4134,8 @@ const file_keys_proto_rawDesc = "" +
 	"\x06BUDGET\x10\r\x12\x0f\n" +
 	"\vJOB_RUNNING\x10\x0e\x12\n" +
 	"\n" +
-	"\x06NO_JOB\x10\x0f2\xe9\n" +
+	"\x06NO_JOB\x10\x0f\x12\x11\n" +
+	"\rTOO_MANY_KEYS\x10\x102\xe9\n" +
 	"\n" +
 	"\aSidecar\x12I\n" +
 	"\x06Status\x12\x1e.pdvault.keys.v1.StatusRequest\x1a\x1f.pdvault.keys.v1.StatusResponse\x12C\n" +

@@ -93,6 +93,8 @@ func whyOfCode(code keyspb.Code) string {
 		return "job-running"
 	case keyspb.Code_NO_JOB:
 		return "no-job"
+	case keyspb.Code_TOO_MANY_KEYS:
+		return "too-many-keys"
 	default:
 		return whyInternal
 	}

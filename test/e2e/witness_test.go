@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -73,4 +74,29 @@ func TestAnAuditorWithEitherWitnessKeyVerifiesDuringAnOverlap(t *testing.T) {
 		t.Fatalf("read: %d", a.Status)
 	}
 	verified("after a restart", "ledger", export())
+}
+
+// Each key of the witness puts a line on every checkpoint, so only so many sign beside one another. A rotation beyond
+// that is refused with the reason, over HTTP and on the command line, and everything goes on.
+func TestTooManyWitnessKeysAreRefusedAndChangeNothing(t *testing.T) {
+	i := start(t, stackOptions())
+	subject := i.create(person(1))
+	for len(i.witnessKeys()) < 16 {
+		i.rotated(i.rotate("witness"), time.Minute)
+	}
+	before := i.witnessKeys()
+	if p := i.want(http.StatusConflict, "security", "POST", "/v1/keys/rotations", `{"scope":"witness"}`); p["type"] != "urn:pdvault:problem:limit-reached" {
+		t.Errorf("one key too many: %v", p)
+	}
+	if out, err := i.Output(t.Context(), "pdkeys", "rotate", "witness", "--config", i.Path("pdkeys.yaml")); err == nil || !strings.Contains(err.Error()+string(out), "too many keys") {
+		t.Errorf("one key too many, on the command line: %v\n%s", err, out)
+	}
+	if after := i.witnessKeys(); !slices.Equal(before, after) {
+		t.Errorf("the keys of the witness have changed: %d before, %d now", len(before), len(after))
+	}
+	if a := i.read("shop", subject, "order-fulfilment", "email"); a.Status != http.StatusOK {
+		t.Errorf("read: %d", a.Status)
+	}
+	i.rotated(i.rotate("token"), time.Minute)
+	i.verifyLedger()
 }

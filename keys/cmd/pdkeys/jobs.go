@@ -82,7 +82,7 @@ func dialAdmin(c Config) (*client.Admin, error) {
 // asking is the error of a call to the sidecar. What the sidecar could not reach is not what this command could
 // not reach, so only what the caller can act on is kept as a sentinel.
 func asking(err error) error {
-	if errors.Is(err, keys.ErrJobRunning) {
+	if errors.Is(err, keys.ErrJobRunning) || errors.Is(err, keys.ErrTooManyKeys) {
 		return fmt.Errorf("asking the sidecar: %w", err)
 	}
 	return fmt.Errorf("asking the sidecar (is it running, and is this its own user?): %v", err)

@@ -123,6 +123,9 @@ func TestWhatCanBeRotated(t *testing.T) {
 	if rc := exitCode(asking(fmt.Errorf("x: %w", keys.ErrJobRunning))); rc != exitBusy {
 		t.Errorf("exit code while another rotation is under way: %d", rc)
 	}
+	if err := asking(keys.ErrTooManyKeys); exitCode(err) != exitFailed || !errors.Is(err, keys.ErrTooManyKeys) || strings.Contains(err.Error(), "running") {
+		t.Errorf("too many keys: %v", err)
+	}
 	if rc := exitCode(asking(keys.ErrUnavailable)); rc != exitFailed {
 		t.Errorf("exit code without a sidecar: %d", rc)
 	}
