@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 
 	"github.com/google/uuid"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/prototypster/pdvault/access/ledger"
 	"github.com/prototypster/pdvault/access/ledger/verify"
@@ -100,17 +99,11 @@ type reindexing struct {
 
 // all goes over all subjects once.
 func (x *reindexing) all(ctx context.Context, p *progress) error {
-	return x.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error {
-		group, groupCtx := errgroup.WithContext(ctx)
-		n := 0
-		for _, ids := range batches {
-			n += len(ids)
-			group.Go(func() error { return x.batch(groupCtx, ids) })
-		}
-		if err := group.Wait(); err != nil {
+	return x.eachBatch(ctx, func(ctx context.Context, ids []uuid.UUID) error {
+		if err := x.batch(ctx, ids); err != nil {
 			return err
 		}
-		return p.add(ctx, n)
+		return p.add(ctx, len(ids))
 	})
 }
 

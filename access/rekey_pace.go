@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 )
 
 // How a rotation makes room for requests.
@@ -58,41 +59,86 @@ func (p *pace) rest(took time.Duration) time.Duration {
 	return time.Duration(float64(took) * (1 - share) / share)
 }
 
-// eachBatch calls round with batches of subjects, all subjects in all. While requests are being served, batches are
-// small and one at a time, and as much rest follows as keeps the requests going.
-func (r *Rotator) eachBatch(ctx context.Context, round func(context.Context, [][]uuid.UUID) error) error {
-	var after uuid.UUID
-	var pace pace
-	before := r.broker.load.Load() // when the last burst ended
-	for busy := false; ; {
-		size, parallel := rekeyBatch, rekeyParallel
-		if busy {
-			size, parallel = rekeyBatchBusy, 1
-		}
-		start, load := time.Now(), r.broker.load.Load()
-		ids, err := r.subjects(ctx, after, size*parallel)
-		if err != nil || len(ids) == 0 {
+// eachBatch calls step with batches of subjects, all subjects in all, until an error. While nobody asks for anything,
+// rekeyParallel batches are worked on at once; else they are small and one at a time, and as much rest follows as keeps
+// the requests going.
+func (r *Rotator) eachBatch(ctx context.Context, step func(context.Context, []uuid.UUID) error) error {
+	w := &walk{rotator: r, step: step}
+	for !w.over {
+		if err := w.together(ctx); err != nil {
 			return err
 		}
-		after = ids[len(ids)-1]
-		var batches [][]uuid.UUID
-		for len(ids) > 0 {
-			n := min(size, len(ids))
-			batches, ids = append(batches, ids[:n]), ids[n:]
-		}
-		if err := round(ctx, batches); err != nil {
+		if err := w.paced(ctx); err != nil {
 			return err
 		}
-		ended, now, took := time.Now(), r.broker.load.Load(), time.Since(start)
-		if busy {
-			pace.beside.add(now-load, took)
+	}
+	return nil
+}
+
+// walk is where eachBatch is.
+type walk struct {
+	rotator *Rotator
+	step    func(context.Context, []uuid.UUID) error
+	after   uuid.UUID // the last subject that was taken
+	over    bool      // there is none after it
+	pace    pace
+}
+
+// next takes the next subjects, at most n.
+func (w *walk) next(ctx context.Context, n int) ([]uuid.UUID, error) {
+	ids, err := w.rotator.subjects(ctx, w.after, n)
+	if err != nil {
+		return nil, err
+	}
+	if w.over = len(ids) < n; len(ids) > 0 {
+		w.after = ids[len(ids)-1]
+	}
+	return ids, nil
+}
+
+// together goes on for as long as there are no requests.
+func (w *walk) together(ctx context.Context) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(rekeyParallel)
+	var err error
+	for load := w.load(); err == nil && !w.over && groupCtx.Err() == nil && w.load() == load; {
+		var ids []uuid.UUID
+		if ids, err = w.next(groupCtx, rekeyBatch); err == nil && len(ids) > 0 {
+			group.Go(func() error { return w.step(groupCtx, ids) })
 		}
-		if busy, before = now > before, now; !busy {
-			continue
+	}
+	// The first failure ends what the others do, so it is the one to tell.
+	if failed := group.Wait(); failed != nil {
+		return failed
+	}
+	return err
+}
+
+// paced goes on for as long as there are requests.
+func (w *walk) paced(ctx context.Context) error {
+	for !w.over {
+		start, before := time.Now(), w.load()
+		ids, err := w.next(ctx, rekeyBatchBusy)
+		if err == nil && len(ids) > 0 {
+			err = w.step(ctx, ids)
 		}
-		if !wait(ctx, pace.rest(took)) {
+		if err != nil {
+			return err
+		}
+		ended, beside := time.Now(), w.load()
+		took := ended.Sub(start)
+		w.pace.beside.add(beside-before, took)
+		if !wait(ctx, w.pace.rest(took)) {
 			return context.Cause(ctx)
 		}
-		pace.without.add(r.broker.load.Load()-now, time.Since(ended))
+		after := w.load()
+		w.pace.without.add(after-beside, time.Since(ended))
+		if after == before {
+			return nil
+		}
 	}
+	return nil
 }
+
+// load is how many requests were begun.
+func (w *walk) load() int64 { return w.rotator.broker.load.Load() }

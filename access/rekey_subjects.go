@@ -21,7 +21,8 @@ import (
 const (
 	rekeyBatch     = 250     // subjects that are sealed again in one call
 	rekeyBatchBusy = 50      // the same, while requests are being served
-	rekeyParallel  = 3       // batches at once, when none are
+	rekeyParallel  = 4       // batches at once, when none are
+	retireMost     = 2       // batches whose keys are dropped after one was sealed again
 	rekeyBytes     = 1 << 20 // of ciphertext in one call or commit
 	rekeyItems     = 1000    // ciphertexts of one subject in one call
 	rekeyCallItems = 5000    // ciphertexts in one call
@@ -38,6 +39,8 @@ type resealing struct {
 	changed  atomic.Int64 // subjects that had something to be sealed again in this pass
 	failed   atomic.Int64 // subjects that cannot be sealed again
 	code     atomic.Pointer[string]
+
+	mu       sync.Mutex   // guards the rest
 	retiring []retirement // whose keys are to be dropped, the oldest first
 	retired  retired      // whose keys were dropped
 }
@@ -47,7 +50,7 @@ const maxRetired = 1 << 20
 
 // retired is subjects that a run has sealed again and whose older keys it has dropped. They have one key, so nothing
 // that opens at all is under another, and a later pass has nothing to do for them. Those beyond maxRetired are looked
-// at again. It is filled by one goroutine, and not read meanwhile.
+// at again.
 type retired map[uuid.UUID]struct{}
 
 func (r retired) add(ids []uuid.UUID) {
@@ -110,12 +113,12 @@ func (r *Rotator) resealSubjects(ctx context.Context, job RotationJob, p *progre
 			return err
 		}
 		s.changed.Store(0)
-		step := func(ctx context.Context, ids []uuid.UUID) (retirement, error) { return s.batch(ctx, ids, pass == 0) }
+		step := func(ctx context.Context, ids []uuid.UUID) error { return s.step(ctx, ids, pass == 0) }
 		var err error
 		if job.Scope == ScopeSubject {
-			err = s.round(ctx, [][]uuid.UUID{{job.Subject}}, step)
+			err = step(ctx, []uuid.UUID{job.Subject})
 		} else {
-			err = s.all(ctx, step)
+			err = s.eachBatch(ctx, step)
 		}
 		if err == nil {
 			err = s.retireAll(ctx)
@@ -168,42 +171,26 @@ func (r *Rotator) subjects(ctx context.Context, after uuid.UUID, limit int) (ids
 	return ids, err
 }
 
-// all goes over all subjects, and makes room for requests while there are any.
-func (s *resealing) all(ctx context.Context, step func(context.Context, []uuid.UUID) (retirement, error)) error {
-	return s.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error { return s.round(ctx, batches, step) })
-}
-
-// round seals batches again, all at once, and drops the keys whose pause is over.
-func (s *resealing) round(ctx context.Context, batches [][]uuid.UUID, step func(context.Context, []uuid.UUID) (retirement, error)) error {
-	n := 0
-	for i, ids := range batches {
-		n += len(ids)
-		batches[i] = s.retired.without(ids)
-	}
-	var mu sync.Mutex
-	var sealed []retirement
-	due := s.takeDue()
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.retire(groupCtx, due) })
-	for _, ids := range batches {
-		if len(ids) == 0 {
-			continue
+// step seals a batch again, and drops keys of earlier ones whose pause is over.
+func (s *resealing) step(ctx context.Context, ids []uuid.UUID, first bool) error {
+	n := len(ids)
+	s.mu.Lock()
+	ids = s.retired.without(ids)
+	s.mu.Unlock()
+	if len(ids) > 0 {
+		done, err := s.batch(ctx, ids, first)
+		if err != nil {
+			return err
 		}
-		group.Go(func() error {
-			done, err := step(groupCtx, ids)
-			if err != nil || len(done.subjects) == 0 {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			sealed = append(sealed, done)
-			return nil
-		})
+		s.mu.Lock()
+		if len(done.subjects) > 0 {
+			s.retiring = append(s.retiring, done)
+		}
+		s.mu.Unlock()
 	}
-	if err := group.Wait(); err != nil {
+	if err := s.retire(ctx, s.takeDue(retireMost)); err != nil {
 		return err
 	}
-	s.retiring = append(s.retiring, sealed...)
 	return s.progress.add(ctx, n)
 }
 
@@ -435,24 +422,31 @@ func prefix(items []ResealItem, limit int) (n, size int) {
 	return n, size
 }
 
-// takeDue takes out those whose pause is over.
-func (s *resealing) takeDue() []retirement {
+// takeDue takes out those whose pause is over, at most n.
+func (s *resealing) takeDue(n int) []retirement {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	due := 0
-	for due < len(s.retiring) && time.Since(s.retiring[due].committed) >= s.Pause {
+	for due < min(n, len(s.retiring)) && time.Since(s.retiring[due].committed) >= s.Pause {
 		due++
 	}
-	taken := s.retiring[:due:due]
-	s.retiring = append([]retirement(nil), s.retiring[due:]...)
+	taken := slices.Clone(s.retiring[:due])
+	s.retiring = slices.Delete(s.retiring, 0, due)
 	return taken
 }
 
-// retireAll drops the keys of all that are waiting, when their pause is over.
+// retireAll drops the keys of all that are waiting, when their pause is over. No batch is under way.
 func (s *resealing) retireAll(ctx context.Context) error {
 	for len(s.retiring) > 0 {
 		if !wait(ctx, s.Pause-time.Since(s.retiring[0].committed)) {
 			return context.Cause(ctx)
 		}
-		if err := s.retire(ctx, s.takeDue()); err != nil {
+		group, groupCtx := errgroup.WithContext(ctx)
+		group.SetLimit(rekeyParallel)
+		for _, d := range s.takeDue(len(s.retiring)) {
+			group.Go(func() error { return s.retire(groupCtx, []retirement{d}) })
+		}
+		if err := group.Wait(); err != nil {
 			return err
 		}
 	}
@@ -469,20 +463,16 @@ func (s *resealing) retire(ctx context.Context, due []retirement) error {
 	if err := s.barrier(ctx); err != nil {
 		return err
 	}
-	var group errgroup.Group
-	group.SetLimit(rekeyParallel)
-	dropped := make([][]uuid.UUID, len(due))
-	for i, d := range due {
-		group.Go(func() (err error) {
-			dropped[i], err = s.drop(ctx, d)
-			return err
-		})
-	}
-	err := group.Wait()
-	for _, ids := range dropped {
+	for _, d := range due {
+		ids, err := s.drop(ctx, d)
+		s.mu.Lock()
 		s.retired.add(ids)
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // drop drops the older keys of the subjects of d, and returns those that have none any more.

@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/tlog"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/prototypster/pdvault/access/consent"
 	"github.com/prototypster/pdvault/access/ledger"
@@ -217,27 +216,21 @@ type gone struct {
 func (b *Broker) survey(ctx context.Context, keys RotationKeys, v *survey) error {
 	r := &Rotator{RotatorConfig: RotatorConfig{Broker: b, Keys: keys, Observer: unobservedRotation{}}, broker: b}
 	asked := &resealing{Rotator: r} // rotation 0: no key is made
-	err := r.eachBatch(ctx, func(ctx context.Context, batches [][]uuid.UUID) error {
-		group, groupCtx := errgroup.WithContext(ctx)
-		for _, ids := range batches {
-			group.Go(func() error {
-				all, err := asked.load(groupCtx, ids)
-				if err != nil {
-					return err
-				}
-				outcomes, err := asked.reseal(groupCtx, itemsOf(all))
-				if err != nil {
-					return wrapf(err, "asking for the keys of the restored subjects")
-				}
-				for i, l := range all {
-					if err := b.surveyed(groupCtx, v, l.subject, outcomes[i]); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+	err := r.eachBatch(ctx, func(ctx context.Context, ids []uuid.UUID) error {
+		all, err := asked.load(ctx, ids)
+		if err != nil {
+			return err
 		}
-		return group.Wait()
+		outcomes, err := asked.reseal(ctx, itemsOf(all))
+		if err != nil {
+			return wrapf(err, "asking for the keys of the restored subjects")
+		}
+		for i, l := range all {
+			if err := b.surveyed(ctx, v, l.subject, outcomes[i]); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	v.unreadable += int(asked.failed.Load())
 	return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -123,7 +124,7 @@ type RotatorConfig struct {
 	// Poll is how often jobs are looked for. 0 means 1 s.
 	Poll time.Duration
 	// Pause is how long after the commit of what was sealed again the key before is dropped: what was sealed with
-	// it meanwhile must have been committed or refused. It must exceed the broker's SealedFor; 0 means twice that.
+	// it meanwhile must have been committed or refused. It must exceed the broker's SealedFor; 0 means an eighth more.
 	Pause time.Duration
 }
 
@@ -150,7 +151,7 @@ func NewRotator(c RotatorConfig) (*Rotator, error) {
 		c.Poll = time.Second
 	}
 	if c.Pause == 0 {
-		c.Pause = 2 * c.Broker.sealedFor
+		c.Pause = c.Broker.sealedFor * 9 / 8
 	}
 	if c.Pause <= c.Broker.sealedFor {
 		return nil, errors.New("access: Pause must exceed SealedFor")
@@ -289,11 +290,13 @@ func (e *rotationError) Error() string {
 	return fmt.Sprintf("access: rotation failed for %d subjects: %s", e.count, e.code)
 }
 
-// progress is how far a job has come. It is used by one goroutine.
+// progress is how far a job has come.
 type progress struct {
-	rotator     *Rotator
-	job         RotationJob
-	phase       string
+	rotator *Rotator
+	job     RotationJob
+	phase   string // changed while no batch is under way
+
+	mu          sync.Mutex // guards the rest while batches are under way; held during a report
 	done, total int64
 	reported    time.Time
 }
@@ -306,6 +309,8 @@ func (p *progress) begin(ctx context.Context, phase string, total int64) error {
 
 // add counts n subjects, and reports at most once in a while.
 func (p *progress) add(ctx context.Context, n int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.done += int64(n)
 	p.total = max(p.total, p.done)
 	if time.Since(p.reported) < p.rotator.Poll {
