@@ -106,7 +106,8 @@ type Broker struct {
 	sealedFor time.Duration
 	current   atomic.Pointer[published] // the policy that decides; replaced by publish and reload
 	budgets   budgets
-	load      atomic.Int64 // requests that were begun, so that a rotation can make room for them
+	load      atomic.Int64  // requests that were begun, so that a rotation can make room for them
+	rotate    chan struct{} // a rotation was begun, so that the rotator need not find out by looking
 }
 
 // New returns a broker over a store that has a published policy; see Bootstrap.
@@ -157,8 +158,8 @@ func newBroker(c Config) (*Broker, error) {
 		return nil, fmt.Errorf("access: policy cache: %w", err)
 	}
 	return &Broker{
-		earlier: earlier,
-		store:   c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
+		earlier: earlier, rotate: make(chan struct{}, 1),
+		store: c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
 		failureCode: c.FailureCode, stale: c.Stale, sealedFor: c.SealedFor, keys: c.Keys, keyAges: c.KeyAges, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
 	}, nil
 }

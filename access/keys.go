@@ -195,6 +195,10 @@ func (b *Broker) StartRotation(ctx context.Context, r Request, scope string, sub
 		}
 		job, err := b.keys.StartJob(ctx, scope, subject, r.Caller.ID)
 		if err == nil {
+			select {
+			case b.rotate <- struct{}{}:
+			default: // the rotator will look for jobs in any case
+			}
 			return rotation(job)
 		}
 		if rotations, e := b.rotations(ctx); e == nil {

@@ -19,7 +19,7 @@ import (
 
 // Sizes of a rotation's steps.
 const (
-	rekeyBatch     = 250     // subjects that are sealed again in one call
+	rekeyBatch     = 220     // subjects that are sealed again in one call; one entry names as many, with a record each
 	rekeyBatchBusy = 50      // the same, while requests are being served
 	rekeyParallel  = 4       // batches at once, when none are
 	retireMost     = 2       // batches whose keys are dropped after one was sealed again

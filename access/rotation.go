@@ -121,7 +121,7 @@ type RotatorConfig struct {
 	// failure or a restart. nil: such jobs are left to others.
 	RotateLedger func(context.Context, RotationJob) error
 	Observer     RotationObserver // nil: none
-	// Poll is how often jobs are looked for. 0 means 1 s.
+	// Poll is how often jobs are looked for that the broker did not begin. 0 means 1 s.
 	Poll time.Duration
 	// Pause is how long after the commit of what was sealed again the key before is dropped: what was sealed with
 	// it meanwhile must have been committed or refused. It must exceed the broker's SealedFor; 0 means an eighth more.
@@ -179,10 +179,23 @@ func (r *Rotator) Run(ctx context.Context) {
 			failing = code
 			r.broker.log.Error("rotation does not go on", "reason", code, "error", err)
 		}
-		if !wait(ctx, r.Poll) {
+		if !r.idle(ctx) {
 			return
 		}
 	}
+}
+
+// idle waits until there may be a job. It returns false when ctx ended first.
+func (r *Rotator) idle(ctx context.Context) bool {
+	t := time.NewTimer(r.Poll)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-r.broker.rotate:
+	case <-t.C:
+	}
+	return ctx.Err() == nil
 }
 
 // wait returns false when ctx ended first.

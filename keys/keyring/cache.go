@@ -89,6 +89,18 @@ func (c *cache) replace(subject uuid.UUID, row []byte, b *bundle) {
 	}
 }
 
+// shed lets a bundle that was unwrapped from row serve who shows next, without its older keys: next has taken row's
+// place. It keeps next, and does not prolong the entry.
+func (c *cache) shed(subject uuid.UUID, row, next []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.lru.Peek(subject)
+	if !ok || !bytes.Equal(e.row, row) && (e.next == nil || !bytes.Equal(e.next, row)) {
+		return
+	}
+	c.lru.Add(subject, cached{row: next, bundle: e.bundle.newestOnly(), expires: e.expires})
+}
+
 func (c *cache) drop(subject uuid.UUID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -226,6 +226,7 @@ func TestFaultsOfCreate(t *testing.T) {
 func TestACallerLeavesItsCommit(t *testing.T) {
 	r := newRing(t, nil)
 	subject, _ := r.mustCreate("value")
+	erased, _ := r.mustCreate("value")
 	r.store.mu.Lock()
 	r.store.slow = 100 * time.Millisecond
 	r.store.mu.Unlock()
@@ -244,7 +245,7 @@ func TestACallerLeavesItsCommit(t *testing.T) {
 			}
 			return err
 		},
-		"destroy": func(ctx context.Context) error { return r.Destroy(ctx, subject, "test") },
+		"destroy": func(ctx context.Context) error { return r.Destroy(ctx, erased, "test") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)

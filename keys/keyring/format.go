@@ -73,6 +73,11 @@ func fieldAD(instance string, subject uuid.UUID, collection, field string, versi
 		binary.BigEndian.AppendUint64(nil, version))
 }
 
+// olderAD binds the sealed older keys of a subject to it.
+func olderAD(instance string, subject uuid.UUID) []byte {
+	return keys.Tuple([]byte(scheme), []byte(instance), subject[:], []byte("older"))
+}
+
 // indexValueAD binds a sealed index value to its subject and field. It is not bound to a record's version: the
 // value is carried along while the field is.
 func indexValueAD(instance string, subject uuid.UUID, v *IndexValue) []byte {
@@ -103,18 +108,20 @@ func indexInput(v *IndexValue, value []byte) []byte {
 // row is a wrapped bundle, or a wrapped keyset of the instance, as it lies in the key store. Layout:
 //
 //	offset  size  what
-//	0       1     format, 0x02
+//	0       1     format, 0x03
 //	1       8     generation of the key store at which the row was written, big endian, never 0
 //	9       4     rotation of subjects' keys that made the newest key in it, big endian; 0: none has
 //	13      1     number of keys in it, never 0; the high bit is set when the older ones were left in it though nobody
 //	              is known to have anything sealed under them, see Keyring.spare
 //	14      1     length n of the KEK's name, never 0
 //	15      n     name of the KEK
-//	15+n    rest  what the KEK returned, never empty
+//	15+n    2     length m of the older keys, big endian; 0 unless the row is a bundle's
+//	17+n    m     the older keys, sealed under the newest, see bundle
+//	17+n+m  rest  what the KEK returned, never empty
 //
 // Example, generation 7, no rotation, one key, KEK "localkek":
 //
-//	02 0000000000000007 00000000 01 08 6c6f63616c6b656b 01 00000001 ...
+//	03 0000000000000007 00000000 01 08 6c6f63616c6b656b 0000 01 00000001 ...
 //
 // Rotation and number of keys repeat what is inside, so that they can be counted without unwrapping.
 //
@@ -127,17 +134,18 @@ type row struct {
 	keys       uint8
 	spare      bool
 	kek        string
+	older      []byte // sealed; empty: none
 	wrapped    []byte
 }
 
 const (
-	rowFormat = 0x02
+	rowFormat = 0x03
 	spareKeys = 0x80 // beside the number of keys
 	rowHeader = 15   // bytes before the KEK's name
 )
 
 func (r row) encode() []byte {
-	b := make([]byte, 0, rowHeader+len(r.kek)+len(r.wrapped))
+	b := make([]byte, 0, rowHeader+len(r.kek)+2+len(r.older)+len(r.wrapped))
 	b = append(b, rowFormat)
 	b = binary.BigEndian.AppendUint64(b, r.generation)
 	b = binary.BigEndian.AppendUint32(b, r.rotation)
@@ -148,6 +156,8 @@ func (r row) encode() []byte {
 	}
 	b = append(b, byte(len(r.kek)))
 	b = append(b, r.kek...)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(r.older))) // maxOlderBytes at most
+	b = append(b, r.older...)
 	return append(b, r.wrapped...)
 }
 
@@ -157,12 +167,17 @@ func decodeRow(b []byte) (row, error) {
 		return row{}, fmt.Errorf("row of an unknown format: %w", keys.ErrTampered)
 	}
 	n := int(b[rowHeader-1])
-	if n == 0 || len(b) <= rowHeader+n {
+	if n == 0 || len(b) <= rowHeader+n+2 {
+		return row{}, fmt.Errorf("row is cut short: %w", keys.ErrTampered)
+	}
+	rest := b[rowHeader+n+2:]
+	m := int(binary.BigEndian.Uint16(b[rowHeader+n:]))
+	if len(rest) <= m {
 		return row{}, fmt.Errorf("row is cut short: %w", keys.ErrTampered)
 	}
 	r := row{
 		generation: binary.BigEndian.Uint64(b[1:]), rotation: binary.BigEndian.Uint32(b[9:]), keys: b[13] &^ spareKeys, spare: b[13]&spareKeys != 0,
-		kek: string(b[rowHeader : rowHeader+n]), wrapped: b[rowHeader+n:],
+		kek: string(b[rowHeader : rowHeader+n]), older: rest[:m:m], wrapped: rest[m:],
 	}
 	if r.generation == 0 || r.keys == 0 {
 		return row{}, fmt.Errorf("row without generation or keys: %w", keys.ErrTampered)

@@ -18,8 +18,9 @@ import (
 
 // FuzzRow: what parses encodes to the same bytes; what does not is ErrTampered and gives nothing.
 func FuzzRow(f *testing.F) {
-	f.Add(row{7, 3, 2, true, "localkek", []byte{1, 0, 0, 0, 1, 9}}.encode())
-	f.Add([]byte{2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 'x'})
+	f.Add(row{7, 3, 2, true, "localkek", []byte{8, 8}, []byte{1, 0, 0, 0, 1, 9}}.encode())
+	f.Add(row{7, 3, 1, false, "localkek", nil, []byte{1}}.encode())
+	f.Add([]byte{3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 'x', 0, 3, 1, 1})
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 'x', 0, 0, 0, 0, 0, 0, 0})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -74,7 +75,7 @@ func FuzzBundle(f *testing.F) {
 		f.Add(bundleOf(f, template))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := parseBundle(b)
+		got, err := parseBundle(b, nil, nil)
 		if err != nil {
 			if !errors.Is(err, keys.ErrTampered) || got != nil {
 				t.Errorf("failed with %v and a result", err)
@@ -87,6 +88,43 @@ func FuzzBundle(f *testing.F) {
 		}
 		if v, err := got.open(c, []byte("ad")); err != nil || string(v) != "value" {
 			t.Errorf("accepted, and does not open: %v", err)
+		}
+	})
+}
+
+// FuzzOlderKeys: no bytes that were sealed as older keys make it panic, and what is accepted is one more key.
+func FuzzOlderKeys(f *testing.F) {
+	ad := []byte("ad")
+	first, clear, err := newBundle()
+	if err != nil {
+		f.Fatal(err)
+	}
+	_, again, older, err := renewBundle(clear, nil, ad, 1)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if b, err := parseBundle(again, older, ad); err != nil || len(b.keys) != 2 || b.ref != first.ref || b.keys[1].prefix != first.keys[0].prefix {
+		f.Fatalf("what was renewed does not come back: %v", err)
+	}
+	keyset := clear[1+refSecretSize:]
+	good := append(binary.BigEndian.AppendUint16(nil, uint16(len(keyset))), keyset...)
+	for _, seed := range [][]byte{good, append(bytes.Clone(good), older...), good[:10], {0, 0, 1}, {255, 255}, {}} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		sealed, err := first.keys[0].aead.Encrypt(b, ad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := parseBundle(clear, sealed, ad)
+		if err != nil {
+			if !errors.Is(err, keys.ErrTampered) || got != nil {
+				t.Errorf("failed with %v and a result", err)
+			}
+			return
+		}
+		if len(got.keys) != 2 {
+			t.Errorf("%d keys", len(got.keys))
 		}
 	})
 }
@@ -114,11 +152,11 @@ func bundleOf(t testing.TB, template *tinkpb.KeyTemplate) []byte {
 
 func TestForeignKeysAreRefused(t *testing.T) {
 	for name, template := range foreignTemplates() {
-		if _, err := parseBundle(bundleOf(t, template)); !errors.Is(err, keys.ErrTampered) {
+		if _, err := parseBundle(bundleOf(t, template), nil, nil); !errors.Is(err, keys.ErrTampered) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := parseBundle(bundleOf(t, aead.AES256GCMKeyTemplate())); err != nil {
+	if _, err := parseBundle(bundleOf(t, aead.AES256GCMKeyTemplate()), nil, nil); err != nil {
 		t.Errorf("our own: %v", err)
 	}
 	// A good key beside a foreign one.
@@ -140,7 +178,7 @@ func TestForeignKeysAreRefused(t *testing.T) {
 	if err := insecurecleartextkeyset.Write(h, keyset.NewBinaryWriter(buf)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := parseBundle(buf.Bytes()); !errors.Is(err, keys.ErrTampered) {
+	if _, err := parseBundle(buf.Bytes(), nil, nil); !errors.Is(err, keys.ErrTampered) {
 		t.Errorf("a foreign key beside a good one: %v", err)
 	}
 }

@@ -2,14 +2,11 @@ package keyring
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
-	"slices"
 
 	"github.com/google/uuid"
 	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/vault/kv"
-	"github.com/tink-crypto/tink-go/v2/keyset"
 )
 
 // Kinds of what is sealed under a subject's key.
@@ -71,7 +68,7 @@ func (k *Keyring) Reseal(ctx context.Context, rotation uint32, subjects []Reseal
 			ids = append(ids, s.Subject)
 		}
 	}
-	renewed, err := k.rework(ctx, ids, addKey, func(r row) (plan, error) {
+	renewed, err := k.renew(ctx, ids, func(r row) (plan, error) {
 		if r.rotation >= rotation {
 			return plan{}, nil
 		}
@@ -181,10 +178,10 @@ func (k *Keyring) resealItems(s *ResealSubject, b *bundle) ([][]byte, error) {
 	return out, nil
 }
 
-// Retire drops all but the newest key of each subject whose bundle is of at least rotation, durably. Nothing sealed
-// under a dropped key opens any more, so everything must have been sealed again first. Outcomes are in the order of
-// subjects, each for itself: nil also when there was nothing to drop, keys.ErrInvalid for a bundle of an older
-// rotation, keys.ErrNoKey, keys.ErrDestroyed, or why it could not be done now.
+// Retire drops all but the newest key of each subject whose bundle is of at least rotation, durably. It does not ask
+// the KEK. Nothing sealed under a dropped key opens any more, so everything must have been sealed again first. Outcomes
+// are in the order of subjects, each for itself: nil also when there was nothing to drop, keys.ErrInvalid for a bundle of
+// an older rotation, keys.ErrNoKey, keys.ErrDestroyed, or why it could not be done now.
 func (k *Keyring) Retire(ctx context.Context, rotation uint32, subjects []uuid.UUID) ([]error, error) {
 	if _, err := k.current(); err != nil {
 		return nil, err
@@ -200,18 +197,18 @@ func (k *Keyring) Retire(ctx context.Context, rotation uint32, subjects []uuid.U
 			ids = append(ids, s)
 		}
 	}
-	retired, err := k.rework(ctx, ids, keepNewest, func(r row) (plan, error) {
+	shed, err := k.shed(ctx, ids, func(r row) (bool, error) {
 		if r.rotation < rotation {
-			return plan{}, fmt.Errorf("bundle is of an older rotation: %w", keys.ErrInvalid)
+			return false, fmt.Errorf("bundle is of an older rotation: %w", keys.ErrInvalid)
 		}
-		return plan{needed: r.keys > 1, rotation: r.rotation}, nil
+		return r.keys > 1, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	out := make([]error, len(subjects))
 	for i, s := range subjects {
-		out[i] = retired[places[s]].err
+		out[i] = shed[places[s]]
 	}
 	return out, nil
 }
@@ -231,13 +228,11 @@ func (k *Keyring) spare(ctx context.Context, rotation uint32) error {
 		older := func(r row) (plan, error) {
 			return plan{needed: r.rotation < rotation, rotation: rotation, spare: true}, nil
 		}
-		full := func(r row) (plan, error) {
-			return plan{needed: r.rotation < rotation && r.keys >= maxSpareKeys, rotation: r.rotation}, nil
-		}
-		if _, err := k.rework(ctx, ids, keepNewest, full); err != nil {
+		full := func(r row) (bool, error) { return r.rotation < rotation && r.keys >= maxSpareKeys, nil }
+		if _, err := k.shed(ctx, ids, full); err != nil {
 			return err
 		}
-		done, err := k.rework(ctx, ids, addKey, older)
+		done, err := k.renew(ctx, ids, older)
 		if err != nil {
 			return err
 		}
@@ -273,157 +268,4 @@ func (k *Keyring) spare(ctx context.Context, rotation uint32) error {
 		k.cfg.Logger.Warn("bundles of subjects that the driver of the rotation does not know have new keys, and keep their older ones", "count", spared)
 	}
 	return err
-}
-
-// plan is what rework is to do with a row: nothing unless needed; rotation and spare are what the new row says.
-type plan struct {
-	needed   bool
-	rotation uint32
-	spare    bool
-}
-
-// rework puts what edit makes of a bundle in its place, durably, for those of subjects whose row decide finds
-// that it is needed for. Outcomes are in the order of subjects,
-// each once: the new bundle, an error, or neither where nothing was needed.
-//
-// Between reading a row and replacing it nothing is locked: the transaction writes only over the very row that was
-// read, else the round is begun again. After an error it may have been done; the repetition finds out.
-func (k *Keyring) rework(ctx context.Context, subjects []uuid.UUID, edit func(*keyset.Handle) (*keyset.Handle, error),
-	decide func(row) (plan, error)) ([]unlocked, error) {
-	out := make([]unlocked, len(subjects))
-	todo := make([]int, len(subjects))
-	for i := range todo {
-		todo[i] = i
-	}
-	for range maxRounds {
-		var again []int
-		for part := range slices.Chunk(todo, maxBatch) {
-			overtaken, err := k.reworkPart(ctx, subjects, part, out, edit, decide)
-			if err != nil {
-				return nil, err
-			}
-			again = append(again, overtaken...)
-		}
-		if todo = again; len(todo) == 0 {
-			return out, nil
-		}
-	}
-	for _, i := range todo {
-		out[i] = unlocked{err: fmt.Errorf("bundle keeps changing: %w", keys.ErrUnavailable)}
-	}
-	return out, nil
-}
-
-// reworked is a bundle on its way through reworkPart.
-type reworked struct {
-	index  int // in the outcomes of rework
-	was    []byte
-	row    row
-	plan   plan
-	bundle *bundle
-	sum    [sha256.Size]byte // of the bundle as the KEK wraps it
-}
-
-// reworkPart does one round for subjects[which...] and returns those of which whose rows changed meanwhile.
-func (k *Keyring) reworkPart(ctx context.Context, subjects []uuid.UUID, which []int, out []unlocked,
-	edit func(*keyset.Handle) (*keyset.Handle, error), decide func(row) (plan, error)) (again []int, err error) {
-	ids := make([]uuid.UUID, len(which))
-	for n, i := range which {
-		ids[n] = subjects[i]
-	}
-	found, err := k.lookup(ctx, ids)
-	if err != nil {
-		return nil, err
-	}
-	var work []reworked
-	var items []KEKItem
-	for n, i := range which {
-		if found[n].err != nil {
-			k.cache.drop(ids[n])
-			out[i].err = found[n].err
-			continue
-		}
-		r, err := k.checkRow(found[n].row)
-		var p plan
-		if err == nil {
-			p, err = decide(r)
-		}
-		if out[i].err = err; err != nil || !p.needed {
-			continue
-		}
-		work = append(work, reworked{index: i, was: found[n].row, row: r, plan: p})
-		items = append(items, KEKItem{bundleContext(k.cfg.Instance, ids[n]), r.wrapped})
-	}
-	if len(work) == 0 {
-		return nil, nil
-	}
-	results, err := k.unwraps.direct(ctx, items)
-	if err != nil {
-		return nil, err
-	}
-	edited := work[:0]
-	var owners []uuid.UUID
-	var serialised []Secret
-	for n, w := range work {
-		err := results[n].Err
-		var s Secret
-		if err == nil {
-			w.bundle, s, err = editBundle(results[n].Data, w.row.keys, edit)
-			results[n].Data.Wipe()
-		}
-		if err != nil {
-			out[w.index].err = err
-			continue
-		}
-		w.bundle.rotation = w.plan.rotation
-		w.sum = sha256.Sum256(s)
-		edited, owners, serialised = append(edited, w), append(owners, subjects[w.index]), append(serialised, s)
-	}
-	wrapped, err := k.wrapBundles(ctx, owners, serialised)
-	if err != nil {
-		return nil, err
-	}
-	proving := edited[:0]
-	items = items[:0]
-	for n, w := range edited {
-		if err := wrapped[n].Err; err != nil {
-			out[w.index].err = err
-			continue
-		}
-		w.row.wrapped = wrapped[n].Data
-		proving = append(proving, w)
-		items = append(items, KEKItem{bundleContext(k.cfg.Instance, subjects[w.index]), w.row.wrapped})
-	}
-	if len(proving) == 0 {
-		return nil, nil
-	}
-	// What is about to be replaced is the only copy there is, so the KEK shows first that it gives the new one back.
-	if results, err = k.unwraps.direct(ctx, items); err != nil {
-		return nil, err
-	}
-	ready := proving[:0]
-	var changes []rowChange
-	for n, w := range proving {
-		proven := results[n].Err == nil && sha256.Sum256(results[n].Data) == w.sum
-		results[n].Data.Wipe()
-		if !proven {
-			out[w.index].err = errUnproven
-			continue
-		}
-		ready = append(ready, w)
-		changes = append(changes, rowChange{subject: subjects[w.index], was: w.was, wrapped: w.row.wrapped,
-			rotation: w.plan.rotation, keys: w.bundle.keys, spare: w.plan.spare})
-	}
-	for n, o := range k.commitRows(ctx, changes) {
-		switch w := ready[n]; {
-		case isOf(o.err, errRowChanged), isOf(o.err, errBelowFloor):
-			again = append(again, w.index)
-		case o.err != nil:
-			out[w.index].err = o.err
-		default:
-			k.cache.replace(subjects[w.index], o.row, w.bundle)
-			out[w.index].bundle = w.bundle
-		}
-	}
-	return again, nil
 }

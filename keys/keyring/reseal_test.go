@@ -807,7 +807,6 @@ func TestFloor(t *testing.T) {
 	operations := map[string]func() error{
 		"create":  func() error { _, err := r.seal(uuid.New(), true, "x"); return err },
 		"reseal":  func() error { _, err := r.reseal(1, s); return err },
-		"retire":  func() error { return r.retire(1, s) },
 		"index":   func() error { _, err := r.BeginIndex(ctx); return err },
 		"token":   func() error { _, err := r.AddKeyset(ctx, "token"); return err },
 		"witness": func() error { _, err := r.RotateWitness(ctx); return err },
@@ -823,7 +822,7 @@ func TestFloor(t *testing.T) {
 		t.Error("something was written below the floor")
 	}
 	r.wantOpen(s, c, "value")
-	for _, name := range []string{"create", "reseal", "retire", "index", "token", "witness"} {
+	for _, name := range []string{"create", "reseal", "index", "token", "witness"} {
 		kek.mu.Lock()
 		kek.old = 2
 		kek.mu.Unlock()
@@ -833,6 +832,11 @@ func TestFloor(t *testing.T) {
 		if kek.old != 0 {
 			t.Errorf("%s was not wrapped again", name)
 		}
+	}
+	// What is not wrapped anew need not wait for the epoch, which finds it as it would have found it before.
+	r.rawSet(keyring.KeyFloor, binary.BigEndian.AppendUint64(nil, 1<<20))
+	if err := r.retire(1, s); err != nil {
+		t.Errorf("retire below the floor gave %v", err)
 	}
 	r.wantRow(s, 1, 1)
 	r.rawSet(keyring.KeyFloor, []byte{1})

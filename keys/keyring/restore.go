@@ -454,7 +454,7 @@ func (k *Keyring) refsOf(ctx context.Context, rows []kv.Pair) (map[uuid.UUID][32
 	for i, r := range results {
 		b, itemErr := (*bundle)(nil), r.Err
 		if itemErr == nil {
-			b, itemErr = parseBundle(r.Data)
+			b, itemErr = parseBundle(r.Data, nil, nil) // for the reference alone
 			r.Data.Wipe()
 		}
 		switch {

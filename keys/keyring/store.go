@@ -191,11 +191,11 @@ func (k *Keyring) unwrapped(j *job) {
 	r, err := decodeRow([]byte(j.key.row))
 	var b *bundle
 	if err == nil {
-		b, err = parseBundle(j.result.Data)
+		b, err = parseBundle(j.result.Data, r.older, olderAD(k.cfg.Instance, j.key.subject))
 	}
 	j.result.Data.Wipe()
 	j.result.Data = nil
-	if err == nil && b.keys != int(r.keys) {
+	if err == nil && len(b.keys) != int(r.keys) {
 		err = errKeyCount
 	}
 	if err != nil {
@@ -235,9 +235,13 @@ type rowChange struct {
 	keyset   string // when set, it is that keyset's row and no subject's
 	was      []byte // the row that it replaces; nil: the subject must never have had one
 	wrapped  []byte
+	older    []byte
 	rotation uint32
 	keys     int
 	spare    bool
+	// kept says that wrapped is that of was. Should an epoch be under way that it is too old for, it finds the row
+	// as it would have found the one before.
+	kept bool
 }
 
 // rowOutcome is what became of a rowChange: the row as it is stored now, or why it is not.
@@ -254,7 +258,7 @@ func (k *Keyring) commitRows(ctx context.Context, changes []rowChange) []rowOutc
 	out := make([]rowOutcome, 0, len(changes))
 	size := 1
 	for i := range changes {
-		size = max(size, len(changes[i].wrapped))
+		size = max(size, len(changes[i].wrapped)+len(changes[i].older))
 	}
 	// In parts that a transaction takes. Each part is durable or not as one.
 	for part := range slices.Chunk(changes, max(1, min(maxCommitChanges, maxCommitBytes/size))) {
@@ -274,7 +278,7 @@ func (k *Keyring) commitPart(ctx context.Context, part []rowChange) []rowOutcome
 		} else {
 			asked = append(asked, keyBundle(c.subject), keyTombstone(c.subject))
 		}
-		size += len(part[i].wrapped)
+		size += len(part[i].wrapped) + len(part[i].older)
 	}
 	err := k.writes.do(ctx, &change{items: len(part), bytes: size,
 		apply: func(w kv.Writer, generation uint64) (bool, error) {
@@ -293,7 +297,7 @@ func (k *Keyring) commitPart(ctx context.Context, part []rowChange) []rowOutcome
 				if out[i].err != nil {
 					continue
 				}
-				out[i].row = row{generation, c.rotation, uint8(c.keys), c.spare, k.cfg.KEK.Name(), c.wrapped}.encode()
+				out[i].row = row{generation, c.rotation, uint8(c.keys), c.spare, k.cfg.KEK.Name(), c.older, c.wrapped}.encode()
 				w.Set(asked[1+2*i], out[i].row)
 				if c.keyset == "" {
 					w.Set(keyNewest, c.subject[:])
@@ -322,7 +326,7 @@ func (k *Keyring) refusal(c *rowChange, current, tomb []byte, floor uint64) erro
 		return keys.ErrDestroyed
 	case c.was != nil && !bytes.Equal(current, c.was):
 		return errRowChanged
-	case floor == 0:
+	case floor == 0, c.kept:
 		return nil
 	}
 	switch version, err := k.cfg.KEK.Version(c.wrapped); {

@@ -22,6 +22,7 @@ const (
 	drainTime    = 5 * time.Second
 	parentEvery  = 250 * time.Millisecond
 	softMemLimit = 192 << 20 // the Go heap; the engine's maps and buffers are beside it
+	gcPercent    = 400
 )
 
 // serve runs the sidecar until ctx ends. The order is that of trust: the process is made opaque before
@@ -30,6 +31,10 @@ func serve(ctx context.Context, c Config, stderr io.Writer) (err error) {
 	// 1. Before any key is in memory.
 	if err := sidecar.Harden(); err != nil {
 		return err
+	}
+	// Below the limit there is room for the garbage of many requests. What the operator has set stays.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(softMemLimit)
