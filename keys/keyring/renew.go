@@ -9,92 +9,86 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/vault/kv"
 )
 
-// again calls round with indices of subjects, at most maxBatch at once, and once more with those that it returns,
-// whose rows have changed meanwhile. Those of which that does not end are left to keeps.
-func again(n int, round func(which []int) (overtaken []int, err error), keeps func(i int, err error)) error {
-	todo := make([]int, n)
-	for i := range todo {
-		todo[i] = i
-	}
-	for range maxRounds {
-		var left []int
-		for part := range slices.Chunk(todo, maxBatch) {
-			overtaken, err := round(part)
-			if err != nil {
-				return err
-			}
-			left = append(left, overtaken...)
-		}
-		if todo = left; len(todo) == 0 {
-			return nil
-		}
-	}
-	for _, i := range todo {
-		keeps(i, fmt.Errorf("bundle keeps changing: %w", keys.ErrUnavailable))
-	}
-	return nil
-}
-
-// lookupSome is lookup for subjects[which...].
-func (k *Keyring) lookupSome(ctx context.Context, subjects []uuid.UUID, which []int) ([]stored, error) {
-	ids := make([]uuid.UUID, len(which))
-	for n, i := range which {
-		ids[n] = subjects[i]
-	}
-	found, err := k.lookup(ctx, ids)
-	for n := range found {
-		if found[n].err != nil {
-			k.cache.drop(ids[n])
-		}
-	}
-	return found, err
-}
-
 // shed drops the older keys, durably, of those of subjects whose row decide finds that it is needed for. The KEK is not
-// asked. Outcomes are in the order of subjects, each once.
+// asked: what it has wrapped stays as it is, so an epoch finds the row as it would have found the one before. Outcomes
+// are in the order of subjects, each once.
 func (k *Keyring) shed(ctx context.Context, subjects []uuid.UUID, decide func(row) (bool, error)) ([]error, error) {
-	out := make([]error, len(subjects))
-	round := func(which []int) (overtaken []int, err error) {
-		found, err := k.lookupSome(ctx, subjects, which)
+	out := make([]error, 0, len(subjects))
+	for len(out) < len(subjects) {
+		part := subjects[len(out):]
+		done, err := k.shedSome(ctx, part[:min(len(part), maxCommitChanges)], decide)
 		if err != nil {
 			return nil, err
 		}
-		var changes []rowChange
-		var of []int // each of changes
-		for n, i := range which {
-			if out[i] = found[n].err; out[i] != nil {
-				continue
-			}
-			r, err := k.checkRow(found[n].row)
-			if err == nil && (r.keys > 1) != (len(r.older) > 0) {
-				err = errKeyCount
-			}
-			needed := false
-			if err == nil {
-				needed, err = decide(r)
-			}
-			if out[i] = err; err != nil || !needed {
-				continue
-			}
-			changes = append(changes, rowChange{subject: subjects[i], was: found[n].row, wrapped: r.wrapped, kept: true, rotation: r.rotation, keys: 1})
-			of = append(of, i)
-		}
-		for n, o := range k.commitRows(ctx, changes) {
-			if isOf(o.err, errRowChanged) {
-				overtaken = append(overtaken, of[n])
-			} else if out[of[n]] = o.err; o.err == nil {
-				k.cache.shed(changes[n].subject, changes[n].was, o.row)
-			}
-		}
-		return overtaken, nil
-	}
-	err := again(len(subjects), round, func(i int, err error) { out[i] = err })
-	if err != nil {
-		return nil, err
+		out = append(out, done...)
 	}
 	return out, nil
+}
+
+// shedSome is shed in one transaction, for as many of subjects, one at least, as it takes.
+func (k *Keyring) shedSome(ctx context.Context, subjects []uuid.UUID, decide func(row) (bool, error)) ([]error, error) {
+	asked := make([][]byte, 0, 2*len(subjects))
+	for _, s := range subjects {
+		asked = append(asked, keyBundle(s), keyTombstone(s))
+	}
+	type replaced struct {
+		subject  uuid.UUID
+		was, now []byte
+	}
+	var out []error
+	var changed []replaced
+	err := k.writes.do(ctx, &change{items: len(subjects), bytes: maxCommitBytes,
+		apply: func(w kv.Writer, generation uint64) (bool, error) {
+			out, changed = nil, nil
+			values, err := w.Get(asked...)
+			if err != nil {
+				return false, err
+			}
+			size := 0
+			for i, s := range subjects {
+				was, tomb := values[2*i], values[2*i+1]
+				if size += len(was); i > 0 && size > maxCommitBytes {
+					break
+				}
+				r, needed, err := k.sheds(was, tomb, generation, decide)
+				out = append(out, err)
+				if !needed {
+					continue
+				}
+				now := row{generation, r.rotation, 1, false, r.kek, nil, r.wrapped}.encode()
+				w.Set(asked[2*i], now)
+				changed = append(changed, replaced{s, was, now})
+			}
+			return len(changed) > 0, nil
+		}})
+	if err != nil { // the transaction may still be under way, when ctx has ended, and with it out and changed
+		return nil, err
+	}
+	for _, c := range changed {
+		k.cache.shed(c.subject, c.was, c.now)
+	}
+	return out, nil
+}
+
+// sheds decides about a row and tombstone as they are stored when generation is written.
+func (k *Keyring) sheds(was, tomb []byte, generation uint64, decide func(row) (bool, error)) (r row, needed bool, err error) {
+	switch {
+	case tomb != nil:
+		return row{}, false, keys.ErrDestroyed
+	case was == nil:
+		return row{}, false, keys.ErrNoKey
+	}
+	if r, err = k.checkRowAt(was, generation); err != nil {
+		return row{}, false, err
+	}
+	if (r.keys > 1) != (len(r.older) > 0) {
+		return row{}, false, errKeyCount
+	}
+	needed, err = decide(r)
+	return r, needed && err == nil, err
 }
 
 // plan is what renew is to do with a row: nothing unless needed; rotation and spare are what the new row says.
@@ -111,9 +105,25 @@ type plan struct {
 // read, else the round is begun again. After an error it may have been done; the repetition finds out.
 func (k *Keyring) renew(ctx context.Context, subjects []uuid.UUID, decide func(row) (plan, error)) ([]unlocked, error) {
 	out := make([]unlocked, len(subjects))
-	round := func(which []int) ([]int, error) { return k.renewSome(ctx, subjects, which, out, decide) }
-	if err := again(len(subjects), round, func(i int, err error) { out[i].err = err }); err != nil {
-		return nil, err
+	todo := make([]int, len(subjects))
+	for i := range todo {
+		todo[i] = i
+	}
+	for range maxRounds {
+		var again []int
+		for part := range slices.Chunk(todo, maxBatch) {
+			overtaken, err := k.renewSome(ctx, subjects, part, out, decide)
+			if err != nil {
+				return nil, err
+			}
+			again = append(again, overtaken...)
+		}
+		if todo = again; len(todo) == 0 {
+			return out, nil
+		}
+	}
+	for _, i := range todo {
+		out[i] = unlocked{err: fmt.Errorf("bundle keeps changing: %w", keys.ErrUnavailable)}
 	}
 	return out, nil
 }
@@ -131,7 +141,11 @@ type renewed struct {
 
 // renewSome does one round for subjects[which...] and returns those of which whose rows changed meanwhile.
 func (k *Keyring) renewSome(ctx context.Context, subjects []uuid.UUID, which []int, out []unlocked, decide func(row) (plan, error)) (overtaken []int, err error) {
-	found, err := k.lookupSome(ctx, subjects, which)
+	ids := make([]uuid.UUID, len(which))
+	for n, i := range which {
+		ids[n] = subjects[i]
+	}
+	found, err := k.lookup(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +153,7 @@ func (k *Keyring) renewSome(ctx context.Context, subjects []uuid.UUID, which []i
 	var items []KEKItem
 	for n, i := range which {
 		if found[n].err != nil {
+			k.cache.drop(ids[n])
 			out[i].err = found[n].err
 			continue
 		}

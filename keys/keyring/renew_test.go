@@ -105,6 +105,19 @@ func TestEpochKeepsOlderKeys(t *testing.T) {
 	r.wantOpenErr(s, old, keys.ErrTampered)
 }
 
+// A key is dropped of a row that another node has just written, of which this one knows nothing yet.
+func TestRetireOfARowThatAnotherNodeHasWritten(t *testing.T) {
+	r := newRing(t, nil)
+	s, old := r.mustCreate("value")
+	other := r.reopen()
+	if _, err := r.reseal(1, s, held{item: itemOf(old)}); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, other.retire(1, s), nil)
+	r.wantRow(s, 1, 1)
+	r.wantOpenErr(s, old, keys.ErrTampered)
+}
+
 // Where the older keys of a row lie, see row: a length of two bytes after the name of the KEK, and they.
 func olderOf(row []byte) []byte {
 	at := 15 + int(row[14])

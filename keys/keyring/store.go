@@ -210,7 +210,10 @@ func (k *Keyring) unwrapped(j *job) {
 }
 
 // checkRow decodes a row and refuses one of another KEK or from the future.
-func (k *Keyring) checkRow(b []byte) (row, error) {
+func (k *Keyring) checkRow(b []byte) (row, error) { return k.checkRowAt(b, k.generation.Load()) }
+
+// checkRowAt is checkRow in a transaction, whose rows are of generation.
+func (k *Keyring) checkRowAt(b []byte, generation uint64) (row, error) {
 	r, err := decodeRow(b)
 	if err != nil {
 		return row{}, err
@@ -218,7 +221,7 @@ func (k *Keyring) checkRow(b []byte) (row, error) {
 	if r.kek != k.cfg.KEK.Name() {
 		return row{}, fmt.Errorf("row is wrapped by another kind of KEK: %w", keys.ErrKEKMissing)
 	}
-	if r.generation > k.generation.Load() {
+	if r.generation > generation {
 		return row{}, fmt.Errorf("row is newer than its key store: %w: %w", keys.ErrUnavailable, kv.ErrIntegrity)
 	}
 	return r, nil
@@ -239,9 +242,6 @@ type rowChange struct {
 	rotation uint32
 	keys     int
 	spare    bool
-	// kept says that wrapped is that of was. Should an epoch be under way that it is too old for, it finds the row
-	// as it would have found the one before.
-	kept bool
 }
 
 // rowOutcome is what became of a rowChange: the row as it is stored now, or why it is not.
@@ -326,7 +326,7 @@ func (k *Keyring) refusal(c *rowChange, current, tomb []byte, floor uint64) erro
 		return keys.ErrDestroyed
 	case c.was != nil && !bytes.Equal(current, c.was):
 		return errRowChanged
-	case floor == 0, c.kept:
+	case floor == 0:
 		return nil
 	}
 	switch version, err := k.cfg.KEK.Version(c.wrapped); {
