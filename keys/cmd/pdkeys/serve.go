@@ -21,7 +21,7 @@ import (
 const (
 	drainTime    = 5 * time.Second
 	parentEvery  = 250 * time.Millisecond
-	softMemLimit = 192 << 20 // the Go heap; the engine's maps and buffers are beside it
+	softMemLimit = 224 << 20 // the Go heap; the engine's maps and buffers are beside it
 	gcPercent    = 400
 )
 
