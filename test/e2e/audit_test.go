@@ -23,6 +23,7 @@ import (
 // Every ground on which the real programs serve a read is rechecked in full, offline, from the exported files
 // and public keys alone; and whatever is done to those files afterwards is found and named.
 func TestAnAuditorRechecksEveryGroundAndFindsEveryManipulation(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	a := newAuditor(i)
 	record := i.useEveryGround()
@@ -86,6 +87,7 @@ func TestAnAuditorRechecksEveryGroundAndFindsEveryManipulation(t *testing.T) {
 // Two copies of both stores, put back together, know nothing of each other. An auditor who kept a checkpoint
 // of one does not accept the other.
 func TestAForkIsFoundByWhoKeptACheckpoint(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	a := newAuditor(i)
 	subject := i.create(person(1))

@@ -37,6 +37,7 @@ func (i *instance) wantEmail(subject string, n int) {
 // The data store is lost. It is restored from a backup with the commands that the operator has, the security team
 // accepts the loss, and the instance goes on; nobody but the security team can take a backup.
 func TestALostDataStoreIsRestored(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	var subjects []string
 	for n := range 20 {
@@ -107,6 +108,7 @@ func TestALostDataStoreIsRestored(t *testing.T) {
 
 // A restore that is killed at any moment leaves nothing that is taken for a store, and is begun again.
 func TestARestoreThatIsKilledIsBegunAgain(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	subjects := make([]string, 60)
 	for n := range subjects {
@@ -153,6 +155,7 @@ func TestARestoreThatIsKilledIsBegunAgain(t *testing.T) {
 // The key store is lost after a person was erased and others were added. Restored from a backup and the log, it opens
 // what it could open then, never the erased person's data, and pdvault takes it for what it is.
 func TestALostKeyStoreIsRestored(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	first, second := i.create(person(1)), i.create(person(2))
 	path := filepath.Join(t.TempDir(), "keys.backup")

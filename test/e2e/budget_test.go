@@ -13,6 +13,7 @@ import (
 // What a caller may open is bounded where the keys are. Past it a read is refused with 429 and on record as failed,
 // others go on, and the metrics tell.
 func TestACallerPastTheDecryptBudgetIsRefusedAndOthersAreNot(t *testing.T) {
+	t.Parallel()
 	const people, allowed = 8, 5
 	for _, tt := range []struct {
 		name, budget, limit string

@@ -123,6 +123,7 @@ func same(ts *testscript.TestScript, neg bool, a []string) {
 
 // However an import is interrupted, the same command goes on, and in the end each line made one person.
 func TestCommandsImportGoesOnAfterAnInterruption(t *testing.T) {
+	t.Parallel()
 	lines := 3000
 	if raceEnabled {
 		lines = 1000 // everything is slower

@@ -22,6 +22,7 @@ const kills = 4
 // Whichever program is killed under load: every acknowledged write is there afterwards, every served read is
 // on record, and the log verifies.
 func TestKillingEitherProgramLosesNothingThatWasAcknowledged(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	rng := rand.New(rand.NewPCG(1, 2))
 	load := newLoad(i)

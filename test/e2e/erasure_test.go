@@ -37,6 +37,7 @@ func (i *instance) verifyErasure(certificate []byte) (string, error) {
 // An erased person is gone for everybody at once; the certificate holds offline, says honestly that backups are
 // not dead yet, and is final after the next epoch.
 func TestErasedIsGoneAndTheCertificateSaysSo(t *testing.T) {
+	t.Parallel()
 	i, _ := startHashiCorp(t)
 	other, subject := i.create(person(1)), i.create(person(2))
 	i.want(http.StatusCreated, "shop", "POST", "/v1/subjects/"+subject+"/consents",
@@ -99,6 +100,7 @@ func TestErasedIsGoneAndTheCertificateSaysSo(t *testing.T) {
 
 // An erasure that was recorded while the sidecar was down is finished when it is back, without being asked again.
 func TestAnErasureThatWasCutOffIsFinished(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	subject := i.create(person(1))
 	if a := i.read("shop", subject, "order-fulfilment", "email"); a.Status != http.StatusOK { // its reference is known now

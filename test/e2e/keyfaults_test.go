@@ -101,6 +101,7 @@ var coldKeys = stack.Options{KeysExtra: "cache: {size: 1}\nmetrics: {textfile: m
 
 // Rotations that pdvault carries out outlast every outage: each of them comes once while one is under way.
 func TestRotationsOutlastOutagesOfHashiCorpVault(t *testing.T) {
+	t.Parallel()
 	i, hc := startHashiCorpWith(t, coldKeys)
 	faults := keyFaults(t, hc)
 	for n := range 30 {
@@ -141,6 +142,7 @@ func TestRotationsOutlastOutagesOfHashiCorpVault(t *testing.T) {
 
 // A token that was revoked, or has expired while HashiCorp Vault hung, costs a new login and no request.
 func TestATokenThatDiesCostsNoRequest(t *testing.T) {
+	t.Parallel()
 	i, hc := startHashiCorpWith(t, coldKeys)
 	subject, other := i.create(person(1)), i.create(person(2))
 	served := func() {
@@ -205,6 +207,7 @@ func revoke(t *testing.T, hc *hcserver.Server, policy string) {
 // A key whose older versions were destroyed behind our back is no absence of people: reads end in an integrity problem,
 // and with the snapshot from before everything is there again.
 func TestAKeyThatWasTrimmedBehindOurBackIsTold(t *testing.T) {
+	t.Parallel()
 	i, hc := startHashiCorpWith(t, coldKeys)
 	erased, subject, other := i.create(person(3)), i.create(person(1)), i.create(person(2))
 	i.servedRight(other, 2)
@@ -250,6 +253,7 @@ func TestAKeyThatWasTrimmedBehindOurBackIsTold(t *testing.T) {
 // HashiCorp Vault that was put back to before an epoch does not have the version that people's keys are wrapped under.
 // Nothing is served, made or erased on it, and no epoch may make that version once more, as another key.
 func TestHashiCorpVaultFromBeforeAnEpochIsRefused(t *testing.T) {
+	t.Parallel()
 	i, hc := startHashiCorpWith(t, coldKeys)
 	subject, other := i.create(person(1)), i.create(person(2))
 	older, err := hc.Snapshot(t.Context())

@@ -15,6 +15,7 @@ import (
 // With the key store in HashiCorp Vault as well, the sidecar keeps nothing on its disk, and everything is as it is with
 // a directory: kill and restart, an epoch, an erasure; and an older copy put back is refused.
 func TestTheKeyStoreMayBeInHashiCorpVault(t *testing.T) {
+	t.Parallel()
 	if _, err := hcserver.Binary(); err != nil {
 		t.Skipf("no HashiCorp Vault to test with: %v", err)
 	}

@@ -14,6 +14,7 @@ import (
 // with 503 and Retry-After, within 3 s and without loss; readiness and metrics tell; an erasure is finished later; an
 // epoch that runs goes on. When the cause goes away, service resumes without a restart.
 func TestOutagesOfHashiCorpVaultAreRefusalsAndPass(t *testing.T) {
+	t.Parallel()
 	i, hc := startHashiCorpWith(t, coldKeys)
 	keys, vault := i.Keys, i.Vault
 	for n, f := range keyFaults(t, hc) {
@@ -89,6 +90,7 @@ func TestOutagesOfHashiCorpVaultAreRefusalsAndPass(t *testing.T) {
 }
 
 func TestASidecarThatIsDownIsARefusalAndPasses(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	subject := i.create(person(1))
 	i.Keys.Kill()

@@ -223,6 +223,7 @@ func TestTheRootKeyRotatesUnderTraffic(t *testing.T) {
 
 // One rotation at a time: a second one is refused and names the first.
 func TestASecondRotationIsRefusedWhileOneRuns(t *testing.T) {
+	t.Parallel()
 	i := start(t, stackOptions())
 	for n := range 500 {
 		i.create(person(n))
