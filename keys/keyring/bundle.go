@@ -166,9 +166,9 @@ func renewBundle(b, older, ad []byte, keysOfRow uint8) (*bundle, Secret, []byte,
 	return out, serialised, sealed, nil
 }
 
-// newestOnly is b without its older keys.
+// newestOnly is b without its older keys, of which it keeps nothing in memory.
 func (b *bundle) newestOnly() *bundle {
-	return &bundle{keys: b.keys[:1:1], ref: b.ref, rotation: b.rotation}
+	return &bundle{keys: []bundleKey{b.keys[0]}, ref: b.ref, rotation: b.rotation}
 }
 
 // parseKey returns the key of a serialised keyset, if it is the only one and one that we make.
