@@ -54,7 +54,7 @@ const storeKind = "pdvault-data"
 
 func storeOptions(c Config, log *slog.Logger) badgerkv.Options {
 	return badgerkv.Options{
-		Dir: c.Store.Dir, Kind: storeKind, Logger: log,
+		Dir: c.Store.Dir, Kind: storeKind, Logger: log, MemTableSize: c.Store.Memtable,
 		Space: badgerkv.Space{ReadOnly: c.Store.ReadOnlyBelow, Reserve: c.Store.ReserveBelow, Ballast: c.Store.Ballast},
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ const storeKind = "keys"
 func storeOptions(c Config, log *slog.Logger) badgerkv.Options {
 	return badgerkv.Options{
 		Dir: c.Store.Dir, Kind: storeKind, Logger: log,
-		MemTableSize: 16 << 20, NumMemtables: 2, BlockCacheSize: 8 << 20, IndexCacheSize: 16 << 20,
+		MemTableSize: cmp.Or(c.Store.Memtable, 16<<20), NumMemtables: 2, BlockCacheSize: 8 << 20, IndexCacheSize: 16 << 20,
 	}
 }
 
