@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -36,11 +37,11 @@ func main() {
 	cuts := flag.Int("cuts", 0, "how often the power is cut")
 	flips := flag.Int("flips", 0, "how many bits are flipped")
 	losses := flag.Int("losses", 0, "how many files are removed, cut or made older, at most")
-	full := flag.Int("full", 0, "how often a disk is filled")
-	hangs := flag.Int("hangs", 0, "how often a program hangs or runs out of descriptors")
+	fills := flag.Int("fills", 0, "how often a disk is filled")
+	hangs := flag.Int("hangs", 0, "how often a program hangs, loses its socket or its descriptors")
 	sweep := flag.Bool("sweep", false, "make the n-th call of the kernel fail, for n = 1, 2, ...")
 	seed := flag.Uint64("seed", 1, "of the dice")
-	most := flag.Duration("time", 0, "begin no fault after it; 0: no end")
+	most := flag.Duration("time", 0, "of all together: each kind of fault gets an equal share, after which none is begun; 0: no end")
 	verbose := flag.Bool("v", false, "tell of each fault")
 	dir := flag.String("dir", "", "for what is broken; stays when something was found. Empty: a temporary one")
 	flag.Parse()
@@ -56,7 +57,7 @@ func main() {
 		{"flipped bit", *flips, none, fault.Flips, fault.ControlLosses},
 		{"lost, cut or older file", *losses, none, fault.Losses, fault.ControlLosses},
 		{"n-th call fails", sweeps, fault.StraceMissing, fault.Sweep, fault.ControlSweep},
-		{"full disk", *full, disks, fault.Fills, fault.ControlCheckers},
+		{"full disk", *fills, disks, fault.Fills, fault.ControlCheckers},
 		{"hang, descriptors", *hangs, none, fault.Hangs, fault.ControlCheckers},
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -66,10 +67,7 @@ func main() {
 			fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 		}
 	}}
-	if *most > 0 {
-		t.End = time.Now().Add(*most)
-	}
-	ok, err := report(ctx, t, list)
+	ok, err := report(ctx, t, list, *most)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "fault:", err)
 	}
@@ -87,8 +85,8 @@ func disks() string {
 	return fault.StraceMissing()
 }
 
-// report runs what was asked for and prints the table.
-func report(ctx context.Context, t fault.Trial, list []harness) (ok bool, err error) {
+// report runs what was asked for, for most at longest, and prints the table.
+func report(ctx context.Context, t fault.Trial, list []harness, most time.Duration) (ok bool, err error) {
 	if t.Dir == "" {
 		if t.Dir, err = os.MkdirTemp("", "pdf"); err != nil {
 			return false, err
@@ -106,9 +104,10 @@ func report(ctx context.Context, t fault.Trial, list []harness) (ok bool, err er
 	ok = true
 	var rows []string
 	var errs []error
+	list = slices.DeleteFunc(list, func(h harness) bool { return h.n == 0 })
 	for n, h := range list {
-		if h.n == 0 || ctx.Err() != nil {
-			continue
+		if ctx.Err() != nil {
+			break
 		}
 		if why := h.missing(); why != "" {
 			rows, ok = append(rows, fmt.Sprintf("| %s | 0 | | | | | | %s |", h.name, why)), false
@@ -116,6 +115,9 @@ func report(ctx context.Context, t fault.Trial, list []harness) (ok bool, err er
 		}
 		one := t
 		one.N, one.Dir = h.n, filepath.Join(t.Dir, fmt.Sprint(n))
+		if most > 0 {
+			one.End = time.Now().Add(most / time.Duration(len(list)))
+		}
 		r, runErr := h.run(ctx, one)
 		one.N, one.End, one.Dir = 3, time.Time{}, filepath.Join(t.Dir, fmt.Sprint(n, "c"))
 		control := "fails, as it must"
