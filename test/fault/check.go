@@ -25,7 +25,9 @@ type Verdict struct {
 }
 
 func (v *Verdict) broken(format string, args ...any) {
-	v.Broken = append(v.Broken, fmt.Sprintf(format, args...))
+	if len(v.Broken) < mostWrong {
+		v.Broken = append(v.Broken, fmt.Sprintf(format, args...))
+	}
 }
 
 // Allow says what a fault may lead to besides being as if it had not been.

@@ -127,10 +127,14 @@ func (l *Load) each(f func(*person)) {
 	}
 }
 
+const mostWrong = 20 // of one fault; who looks for the cause needs no more
+
 func (l *Load) fail(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.wrong = append(l.wrong, fmt.Sprintf(format, args...))
+	if len(l.wrong) < mostWrong {
+		l.wrong = append(l.wrong, fmt.Sprintf(format, args...))
+	}
 }
 
 func (l *Load) takeWrong() []string {
@@ -209,7 +213,7 @@ func (p *person) create() string {
 	return fmt.Sprintf(`{"records":{"profile":{"email":%q,"name":{"givenName":"Given%d"},"displayName":"Display %d"}}}`, p.email(), p.n, p.n)
 }
 
-func (p *person) key() string { return fmt.Sprintf("create-%d", p.n) }
+func (p *person) key() string { return fmt.Sprintf(`"create-%d"`, p.n) }
 
 func (w *worker) create(ctx context.Context) {
 	p := &person{n: w.l.next.Add(1)}
