@@ -133,15 +133,22 @@ func Flips(ctx context.Context, t Trial) (r Result, err error) {
 		return r, err
 	}
 	rng := rand.New(rand.NewPCG(t.Seed, 2))
-	for r.Count < t.N && !t.over(ctx) {
+	for n := 0; r.Count < t.N && !t.over(ctx); {
 		f := all[[]string{"stopped", "killed"}[rng.IntN(2)]]
 		kinds, err := f.stored()
 		if err != nil {
 			return r, err
 		}
 		names := sortedKeys(kinds)
-		kind := names[r.Count%len(names)]
+		kind := names[n%len(names)]
+		n++
 		file := kinds[kind][rng.IntN(len(kinds[kind]))]
+		if used, err := inUse(filepath.Join(f.dir, file)); err != nil || used == 0 {
+			if err != nil {
+				return r, err
+			}
+			continue // there is nothing in it to flip
+		}
 		var what string
 		v, err := f.try(ctx, t, func(dir string) (err error) {
 			what, err = flip(filepath.Join(dir, file), rng)
@@ -151,7 +158,7 @@ func Flips(ctx context.Context, t Trial) (r Result, err error) {
 			return r, err
 		}
 		r.add(v, fmt.Sprintf("%s, %s in %s", f.name, what, file))
-		t.log("flip %d: %s %s, %s: %d broken, refused %v, %d integrity errors", r.Count, f.name, file, what, len(v.Broken), v.Refused, v.Integrity)
+		t.log("flip %d: %s %s, %s: broken %q, refused %v, %d integrity errors", r.Count, f.name, file, what, v.Broken, v.Refused, v.Integrity)
 	}
 	return r, ctx.Err()
 }
@@ -212,7 +219,7 @@ func Losses(ctx context.Context, t Trial) (r Result, err error) {
 			return r, err
 		}
 		r.add(v, one.fixture.name+", "+one.what)
-		t.log("loss %d of %d: %s, %s: %d broken, refused %v, %d integrity errors", r.Count, len(list), one.fixture.name, one.what, len(v.Broken), v.Refused, v.Integrity)
+		t.log("loss %d of %d: %s, %s: broken %q, refused %v, %d integrity errors", r.Count, len(list), one.fixture.name, one.what, v.Broken, v.Refused, v.Integrity)
 	}
 	return r, ctx.Err()
 }

@@ -102,7 +102,7 @@ func (t Trial) oneWorld(ctx context.Context, o Options, allow Allow, rng *rand.R
 		}
 		v := l.Check(ctx, allow)
 		r.add(v, fmt.Sprintf("fault %d, %s", r.Count, what))
-		t.log("%s %d: %s: %d broken, refused %v", r.Fault, r.Count, what, len(v.Broken), v.Refused)
+		t.log("%s %d: %s: broken %q", r.Fault, r.Count, what, v.Broken)
 	}
 	_, acknowledged := l.Counts()
 	r.Acknowledged += acknowledged
