@@ -60,7 +60,7 @@ type StoreConfig struct {
 	// Ballast is kept allocated against a full disk, in bytes; 0 means the engine's default.
 	Ballast int64 `koanf:"ballast"`
 	// Memtable is the size in bytes of what is held in memory before it becomes a table; 0 means the engine's
-	// default. A small one saves memory and costs writes. Below 8 MiB the largest records are refused.
+	// default. Below 16 MiB is for tests: a full batch of writes is larger than its transactions may be.
 	Memtable int64 `koanf:"memtable"`
 }
 

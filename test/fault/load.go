@@ -173,9 +173,12 @@ func (l *Load) ask(ctx context.Context, caller, method, path, body string, heade
 	return a
 }
 
+// clientClosed is what a server answers that takes the connection for closed: it has failed on its side.
+const clientClosed = 499
+
 // unknown reports whether an answer leaves the outcome open, which every fault may do; then the client waits a little.
 func unknown(a stack.Answer) bool {
-	if a.Status == 0 || a.Status >= 500 || a.Status == http.StatusTooManyRequests {
+	if a.Status == 0 || a.Status >= clientClosed || a.Status == http.StatusTooManyRequests {
 		time.Sleep(10 * time.Millisecond)
 		return true
 	}

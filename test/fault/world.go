@@ -26,7 +26,7 @@ import (
 type Options struct {
 	Bin string // directory with the programs; see stack.Build
 	Dir string // absent or empty; keep it short, it holds a socket
-	// Memtable is the size of the memtables of both programs; the smallest is 1 MiB. 0: their defaults.
+	// Memtable is the size of the memtables of pdvault; the smallest is 1 MiB. 0: the default.
 	Memtable int64
 	// Disks puts the data and the keys on file systems of their own, whose power can be cut.
 	Disks bool
@@ -72,7 +72,7 @@ func New(ctx context.Context, o Options) (w *World, err error) {
 	so := stack.Options{
 		Bin: o.Bin, Dir: o.Dir,
 		Store:    fmt.Sprintf("{dir: d/store, memtable: %d, %s}", o.Memtable, freeEnough),
-		KeyStore: fmt.Sprintf("{dir: k/store, memtable: %d}", o.Memtable),
+		KeyStore: "{dir: k/store}",
 		KEK:      "{type: local, local: {path: k/root.key}}",
 	}
 	if o.HashiCorp {

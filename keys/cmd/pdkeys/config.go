@@ -66,11 +66,9 @@ type Config struct {
 		AllowUIDs []uint32 `koanf:"allow_uids"` // empty: pdkeys' own user alone
 	} `koanf:"socket"`
 	Store struct {
-		Type string `koanf:"type"` // badger or hcvault; empty: badger
-		Dir  string `koanf:"dir"`
-		// Memtable is the size in bytes of what is held in memory before it becomes a table; 0: 16 MiB.
-		Memtable int64 `koanf:"memtable"`
-		HCVault  struct {
+		Type    string `koanf:"type"` // badger or hcvault; empty: badger
+		Dir     string `koanf:"dir"`
+		HCVault struct {
 			Mount string `koanf:"mount"` // empty: pdvault-keys
 			Path  string `koanf:"path"`
 		} `koanf:"hcvault"`

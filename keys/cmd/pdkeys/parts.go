@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +30,7 @@ const storeKind = "keys"
 func storeOptions(c Config, log *slog.Logger) badgerkv.Options {
 	return badgerkv.Options{
 		Dir: c.Store.Dir, Kind: storeKind, Logger: log,
-		MemTableSize: cmp.Or(c.Store.Memtable, 16<<20), NumMemtables: 2, BlockCacheSize: 8 << 20, IndexCacheSize: 16 << 20,
+		MemTableSize: 16 << 20, NumMemtables: 2, BlockCacheSize: 8 << 20, IndexCacheSize: 16 << 20,
 	}
 }
 

@@ -59,11 +59,9 @@ func (c *Config) checkStore(need func(ok bool, format string, args ...any)) {
 	switch h := c.Store.HCVault; c.Store.Type {
 	case "", storeBadger:
 		need(c.Store.Dir != "", "store.dir is missing")
-		need(c.Store.Memtable >= 0, "store.memtable: want a number of bytes")
 		need(h.Mount == "" && h.Path == "", "store.hcvault is given, but store.type is not hcvault")
 	case storeHCVault:
 		need(c.Store.Dir == "", "store.dir is given, but store.type is hcvault")
-		need(c.Store.Memtable == 0, "store.memtable is given, but store.type is hcvault")
 		need(h.Path != "", "store.hcvault.path is missing")
 		need(c.KEK.Type == kekHCVault, "store.type is hcvault, so kek.type must be: the store uses its address and login")
 	default:
