@@ -22,9 +22,17 @@ type fixture struct {
 	load *Load
 }
 
-// fixtures are the states of one instance that damage is done to: "earlier", from which older files are taken, then
+// fixtures returns those of the trial, or makes them.
+func (t Trial) fixtures(ctx context.Context) (map[string]fixture, error) {
+	if t.Fixtures != nil {
+		return t.Fixtures, nil
+	}
+	return Fixtures(ctx, t)
+}
+
+// Fixtures are the states of one instance that damage is done to: "earlier", from which older files are taken, then
 // "stopped", in order, and "killed", with write-ahead logs that hold what was acknowledged last.
-func fixtures(ctx context.Context, t Trial) (all map[string]fixture, err error) {
+func Fixtures(ctx context.Context, t Trial) (all map[string]fixture, err error) {
 	dir := filepath.Join(t.Dir, "f")
 	w, err := New(ctx, Options{Bin: t.Bin, Dir: filepath.Join(dir, "live"), Memtable: 1 << 20})
 	if err != nil {
@@ -128,7 +136,7 @@ func Flips(ctx context.Context, t Trial) (r Result, err error) {
 	begun := time.Now()
 	r = Result{Fault: "flipped bit", Seed: t.Seed}
 	defer func() { r.Took = time.Since(begun) }()
-	all, err := fixtures(ctx, t)
+	all, err := t.fixtures(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -200,7 +208,7 @@ func Losses(ctx context.Context, t Trial) (r Result, err error) {
 	begun := time.Now()
 	r = Result{Fault: "lost, cut or older file", Seed: t.Seed}
 	defer func() { r.Took = time.Since(begun) }()
-	all, err := fixtures(ctx, t)
+	all, err := t.fixtures(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -284,7 +292,7 @@ func older(from, to, name string) error {
 // ControlLosses puts both stores back to an older state together, which no start can notice and which nobody promises
 // to notice: the checkers must find everything that is missing.
 func ControlLosses(ctx context.Context, t Trial) error {
-	all, err := fixtures(ctx, t)
+	all, err := t.fixtures(ctx)
 	if err != nil {
 		return err
 	}

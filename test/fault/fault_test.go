@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/prototypster/pdvault/test/e2e/stack"
@@ -63,6 +64,21 @@ func needs(t *testing.T, missing ...func() string) {
 	}
 }
 
+// damaged is a trial with the fixtures that all tests share.
+func damaged(t *testing.T, n int) Trial {
+	t.Helper()
+	one := trial(t, n)
+	var err error
+	if one.Fixtures, err = shared(); err != nil {
+		t.Fatal(err)
+	}
+	return one
+}
+
+var shared = sync.OnceValues(func() (map[string]fixture, error) {
+	return Fixtures(context.Background(), Trial{Bin: bin, Dir: bin, Seed: 1})
+})
+
 // held fails the test when a promise was broken, or when nothing was done.
 func held(t *testing.T, r Result, err error) {
 	t.Helper()
@@ -82,40 +98,47 @@ func held(t *testing.T, r Result, err error) {
 // Whichever program is killed under load: every acknowledged write is there afterwards, every served read is on
 // record, nothing erased opens, and the log verifies.
 func TestKillingEitherProgramLosesNothingThatWasAcknowledged(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
 	r, err := Kills(t.Context(), trial(t, 6))
 	held(t, r, err)
 }
 
 func TestAPowerCutLosesNothingThatWasAcknowledged(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
 	needs(t, DisksMissing)
 	r, err := Cuts(t.Context(), trial(t, 4))
 	held(t, r, err)
 }
 
 func TestPowerCutsOfProgramsThatDoNotSyncAreNoticed(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
 	needs(t, DisksMissing, StraceMissing)
-	if err := ControlCut(t.Context(), trial(t, 3)); err != nil {
+	if err := ControlCut(t.Context(), trial(t, 1)); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestAFlippedBitIsRefusedOrHarmless(t *testing.T) {
-	r, err := Flips(t.Context(), trial(t, 8))
+	t.Parallel() // most of the time programs that start are waited for
+	r, err := Flips(t.Context(), damaged(t, 8))
 	held(t, r, err)
 }
 
 func TestALostFileIsRefusedOrHarmless(t *testing.T) {
-	r, err := Losses(t.Context(), trial(t, 8))
+	t.Parallel() // most of the time programs that start are waited for
+	r, err := Losses(t.Context(), damaged(t, 8))
 	held(t, r, err)
 }
 
 func TestBothStoresPutBackTogetherAreNoticedByTheCheckers(t *testing.T) {
-	if err := ControlLosses(t.Context(), trial(t, 1)); err != nil {
+	t.Parallel() // most of the time programs that start are waited for
+	if err := ControlLosses(t.Context(), damaged(t, 1)); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestTheNthFailedCallLosesNothingThatWasAcknowledged(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
 	needs(t, StraceMissing)
 	for _, one := range []struct {
 		op   string
@@ -131,6 +154,7 @@ func TestTheNthFailedCallLosesNothingThatWasAcknowledged(t *testing.T) {
 }
 
 func TestAProgramThatOverlooksErrorsIsNoticed(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
 	needs(t, StraceMissing)
 	if err := ControlSweep(t.Context(), trial(t, 0)); err != nil {
 		t.Error(err)
@@ -138,12 +162,14 @@ func TestAProgramThatOverlooksErrorsIsNoticed(t *testing.T) {
 }
 
 func TestTheCheckersNoticeWhatNeverHappened(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
 	if err := ControlCheckers(t.Context(), trial(t, 1)); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestADiskLeavesNothingBehind(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
 	needs(t, DisksMissing)
 	dir := trial(t, 0).Dir
 	mount, image := filepath.Join(dir, "m"), filepath.Join(dir, "image")

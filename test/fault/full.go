@@ -41,9 +41,14 @@ func Fills(ctx context.Context, t Trial) (Result, error) {
 			}
 			what += ", and a start"
 		}
-		return what, errors.Join(err, w.Data.Empty(), w.Keep.Empty())
+		err = errors.Join(err, w.Data.Empty(), w.Keep.Empty())
+		time.Sleep(guardLooks)
+		return what, err
 	})
 }
+
+// guardLooks is longer than the pause between two looks of the free-space guard.
+const guardLooks = 1500 * time.Millisecond
 
 func (d *Disk) filler() string { return filepath.Join(d.dir, "somebody-else") }
 

@@ -11,11 +11,13 @@ var victims = []string{"pdvault", "pdkeys", "both"}
 
 // Kills ends pdvault, pdkeys or both with SIGKILL at random moments under load, an epoch and backups beside it.
 func Kills(ctx context.Context, t Trial) (Result, error) {
+	turn := 0
 	return t.rounds(ctx, "kill -9", Options{Memtable: 1 << 20}, Allow{}, func(w *World, l *Load, rng *rand.Rand) (string, error) {
 		beside := Beside{Epochs: rng.IntN(2) == 0, Backups: rng.IntN(4) == 0}
 		stop := l.Run(ctx, beside)
 		time.Sleep(pause(rng))
-		victim := rng.IntN(len(victims))
+		victim := turn % len(victims)
+		turn++
 		if victim != 1 {
 			w.Vault.Kill()
 		}
@@ -34,6 +36,7 @@ func Kills(ctx context.Context, t Trial) (Result, error) {
 // that become tables, of epochs and of backups. The programs see it as a disk that fails; what they have acknowledged
 // until they end must be on the disk when it is mounted again. Before, if not empty, stands before both programs.
 func Cuts(ctx context.Context, t Trial, before ...string) (Result, error) {
+	turn := 0
 	return t.rounds(ctx, "power cut", Options{Memtable: 1 << 20, Disks: true}, Allow{Crash: true}, func(w *World, l *Load, rng *rand.Rand) (string, error) {
 		if len(before) > 0 && w.RunKeys == nil {
 			if err := w.StopBoth(); err != nil {
@@ -46,7 +49,8 @@ func Cuts(ctx context.Context, t Trial, before ...string) (Result, error) {
 		}
 		stop := l.Run(ctx, Beside{Epochs: rng.IntN(2) == 0, Backups: rng.IntN(4) == 0})
 		time.Sleep(pause(rng))
-		victim := rng.IntN(len(victims))
+		victim := turn % len(victims)
+		turn++
 		err := w.cut(victim)
 		time.Sleep(time.Duration(rng.IntN(100)) * time.Millisecond) // nothing may be acknowledged now
 		stop()

@@ -18,6 +18,8 @@ type Trial struct {
 	N    int
 	End  time.Time                        // begin no fault after it; zero: none
 	Log  func(format string, args ...any) // hears of each fault; nil: nobody
+	// Fixtures are what is damaged; nil: they are made.
+	Fixtures map[string]fixture
 }
 
 // Result is what came of a trial.
