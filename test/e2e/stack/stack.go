@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -73,11 +74,25 @@ func Build(ctx context.Context, module, dir string, race bool) error {
 	return nil
 }
 
-// Take takes up the instance in o.Dir without starting it.
+// Take takes up the instance in o.Dir without starting it, and gives it a port of its own: it may be a copy.
 func Take(o Options) (*Stack, error) {
 	s := newStack(o)
+	config, err := os.ReadFile(s.path("pdvault.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	config = listenLine.ReplaceAll(config, fmt.Appendf(nil, "listen: 127.0.0.1:%d", port))
+	if err := os.WriteFile(s.path("pdvault.yaml"), config, 0o600); err != nil {
+		return nil, err
+	}
 	return s, s.loadTokens()
 }
+
+var listenLine = regexp.MustCompile(`(?m)^listen: .*$`)
 
 func newStack(o Options) *Stack {
 	return &Stack{Options: o, tokens: map[string]string{}, HTTP: &http.Client{
