@@ -5,7 +5,7 @@ GOFLAGS := -trimpath
 PROGRAMS := pdvault pdkeys pdaudit
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test short bench lint fuzz generate clean
+.PHONY: help run build test short bench fault lint fuzz generate clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ short: ## run the tests that need no other program, without the race detector
 
 bench: build ## measure the real programs and print the table
 	go run ./test/bench/cmd/bench -bin $(BIN) $(ARGS)
+
+fault: ## break the real programs for TIME (default 10m) and print the table (needs root)
+	go run ./test/fault/cmd/fault -kills 1000 -cuts 200 -flips 1000 -losses 500 -sweep -seed $(or $(SEED),1) -time $(or $(TIME),10m) $(ARGS)
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt on these files'; exit 1; }

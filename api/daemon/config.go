@@ -59,6 +59,9 @@ type StoreConfig struct {
 	ReserveBelow  int64 `koanf:"reserve_below"`
 	// Ballast is kept allocated against a full disk, in bytes; 0 means the engine's default.
 	Ballast int64 `koanf:"ballast"`
+	// Memtable is the size in bytes of what is held in memory before it becomes a table; 0 means the engine's
+	// default. Below 16 MiB is for tests: a full batch of writes is larger than its transactions may be.
+	Memtable int64 `koanf:"memtable"`
 }
 
 // LoadConfig reads and validates a configuration file. Relative paths in it are relative to its directory.
@@ -117,6 +120,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Store.ReadOnlyBelow < 0 || c.Store.ReserveBelow < 0 || c.Store.Ballast < 0 {
 		errs = append(errs, errors.New("store limits must not be negative"))
+	}
+	if c.Store.Memtable < 0 {
+		errs = append(errs, errors.New("store.memtable must not be negative"))
 	}
 	if c.Ledger.KeyOverlap < 0 {
 		errs = append(errs, errors.New("ledger.key_overlap must not be negative"))

@@ -49,12 +49,15 @@ type Daemon struct {
 // within 3 s.
 const sidecarTimeout = 2500 * time.Millisecond
 
+// minMemtable is the smallest memtable whose transactions take a full batch of the ledger.
+const minMemtable = 16 << 20
+
 // storeKind is what the sentinel of the data store says that it is.
 const storeKind = "pdvault-data"
 
 func storeOptions(c Config, log *slog.Logger) badgerkv.Options {
 	return badgerkv.Options{
-		Dir: c.Store.Dir, Kind: storeKind, Logger: log,
+		Dir: c.Store.Dir, Kind: storeKind, Logger: log, MemTableSize: c.Store.Memtable,
 		Space: badgerkv.Space{ReadOnly: c.Store.ReadOnlyBelow, Reserve: c.Store.ReserveBelow, Ballast: c.Store.Ballast},
 	}
 }
@@ -74,6 +77,10 @@ func Open(ctx context.Context, c Config, log *slog.Logger) (*Daemon, error) {
 // open opens the parts, one after the other. What it has opened when it fails is left to Close.
 func (d *Daemon) open(ctx context.Context) (err error) {
 	c, log := d.config, d.log
+
+	if 0 < c.Store.Memtable && c.Store.Memtable < minMemtable {
+		log.Warn("store.memtable is for tests: full batches of writes will be refused", "at_least", minMemtable)
+	}
 
 	// 1. The store, before anything that could be asked to decide on it.
 	if d.store, err = badgerkv.Open(ctx, storeOptions(c, log)); err != nil {

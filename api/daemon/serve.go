@@ -81,7 +81,7 @@ func Serve(ctx context.Context, c Config, ready func(address string)) (err error
 	tuneMemory()
 	d, err := Open(ctx, c, log)
 	if err != nil {
-		return err
+		return toRecover(err)
 	}
 	defer func() {
 		if closing := d.Close(); err == nil {

@@ -108,7 +108,7 @@ func newCommand(stdout, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(
 		withConfig("serve", "Serve the keys on a Unix socket until SIGTERM", func(cmd *cobra.Command, c Config) error {
-			return serve(cmd.Context(), c, stderr)
+			return toRecover(serve(cmd.Context(), c, stderr))
 		}),
 		withConfig("init", "Create the key store, and the root-key file when the KEK is a local one", func(cmd *cobra.Command, c Config) error {
 			return initialise(cmd.Context(), c, stdout, stderr)

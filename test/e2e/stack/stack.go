@@ -18,6 +18,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -33,6 +35,8 @@ type Options struct {
 	KEK string
 	// KeyStore is the store member of the sidecar's configuration, likewise. Empty: the directory keys.
 	KeyStore string
+	// Store is the store member of pdvault's configuration, likewise. Empty: the directory data.
+	Store string
 	// VaultExtra and KeysExtra are appended to the configuration files.
 	VaultExtra, KeysExtra string
 	// Env is added to the programs' environment.
@@ -47,6 +51,9 @@ type Stack struct {
 	Vault  *Process // pdvault
 	tokens map[string]string
 	HTTP   *http.Client
+	// RunKeys and RunVault stand before the command line of a program that is started from now on: a tracer, a limit.
+	// What they name must become the program in the same process.
+	RunKeys, RunVault []string
 }
 
 // Build builds the programs into dir.
@@ -67,12 +74,36 @@ func Build(ctx context.Context, module, dir string, race bool) error {
 	return nil
 }
 
-// New initialises an instance in o.Dir, or takes up the one that is there, and starts it.
-func New(ctx context.Context, o Options) (s *Stack, err error) {
-	s = &Stack{Options: o, tokens: map[string]string{}, HTTP: &http.Client{
+// Take takes up the instance in o.Dir without starting it, and gives it a port of its own: it may be a copy.
+func Take(o Options) (*Stack, error) {
+	s := newStack(o)
+	config, err := os.ReadFile(s.path("pdvault.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	config = listenLine.ReplaceAll(config, fmt.Appendf(nil, "listen: 127.0.0.1:%d", port))
+	if err := os.WriteFile(s.path("pdvault.yaml"), config, 0o600); err != nil {
+		return nil, err
+	}
+	return s, s.loadTokens()
+}
+
+var listenLine = regexp.MustCompile(`(?m)^listen: .*$`)
+
+func newStack(o Options) *Stack {
+	return &Stack{Options: o, tokens: map[string]string{}, HTTP: &http.Client{
 		Timeout:   30 * time.Second,
 		Transport: &http.Transport{MaxIdleConnsPerHost: 512, MaxConnsPerHost: 512},
 	}}
+}
+
+// New initialises an instance in o.Dir, or takes up the one that is there, and starts it.
+func New(ctx context.Context, o Options) (s *Stack, err error) {
+	s = newStack(o)
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -125,14 +156,18 @@ func (s *Stack) configure() error {
 	if keyStore == "" {
 		keyStore = "{dir: keys}"
 	}
+	store := s.Store
+	if store == "" {
+		store = "{dir: data, read_only_below: 268435456, reserve_below: 134217728, ballast: 1048576}"
+	}
 	files := map[string]string{
 		"pdvault.yaml": fmt.Sprintf(`instance: test
 listen: 127.0.0.1:%d
-store: {dir: data, read_only_below: 268435456, reserve_below: 134217728, ballast: 1048576}
+store: %s
 sidecar: {socket: pdkeys.sock}
 tokens_file: tokens
 log: {level: warn}
-%s`, port, s.VaultExtra),
+%s`, port, store, s.VaultExtra),
 		"pdkeys.yaml": fmt.Sprintf(`instance: test
 socket: {path: pdkeys.sock}
 store: %s
@@ -201,9 +236,15 @@ func (s *Stack) Output(ctx context.Context, program string, args ...string) ([]b
 	return out, nil
 }
 
+// start starts one of the programs, below what stands before it.
+func (s *Stack) start(program string, before []string) (*Process, error) {
+	line := append(slices.Clone(before), filepath.Join(s.Bin, program), "serve", "--config", s.path(program+".yaml"))
+	return start(s.path(program+".log"), s.Env, line[0], line[1:]...)
+}
+
 // StartKeys starts pdkeys and waits for its socket.
 func (s *Stack) StartKeys(ctx context.Context) error {
-	p, err := start(s.path("pdkeys.log"), s.Env, filepath.Join(s.Bin, "pdkeys"), "serve", "--config", s.path("pdkeys.yaml"))
+	p, err := s.start("pdkeys", s.RunKeys)
 	if err != nil {
 		return err
 	}
@@ -220,7 +261,7 @@ func (s *Stack) StartKeys(ctx context.Context) error {
 
 // StartVault starts pdvault and waits until it answers.
 func (s *Stack) StartVault(ctx context.Context) error {
-	p, err := start(s.path("pdvault.log"), s.Env, filepath.Join(s.Bin, "pdvault"), "serve", "--config", s.path("pdvault.yaml"))
+	p, err := s.start("pdvault", s.RunVault)
 	if err != nil {
 		return err
 	}

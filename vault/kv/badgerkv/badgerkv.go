@@ -100,6 +100,11 @@ func (s *Store) try(ctx context.Context, fn func(kv.Writer) error) (conflict boo
 	if tx.ReadOnly() {
 		return false, nil
 	}
+	if !w.sets {
+		if err := w.txn.Set(tickKey, nil); err != nil {
+			return false, fmt.Errorf("badgerkv: transaction: %w", kv.ErrTooLarge) // it holds one write too many
+		}
+	}
 	return s.commit(ctx, tx, w.txn)
 }
 

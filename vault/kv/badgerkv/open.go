@@ -23,6 +23,10 @@ var ErrInUse = errors.New("badgerkv: store is in use")
 // the sentinel, and that the engine reads at all.
 var canaryKey = []byte{storeSpace, 'i', 'd'}
 
+// tickKey is set by each commit that sets nothing else. A compaction drops deletions, and with them the number of
+// their commit, which checkLogs must find in the tables.
+var tickKey = []byte{storeSpace, 't'}
+
 // Create makes a new store in o.Dir, which must be absent or empty, and opens it. An error leaves whatever
 // was made so far for the operator to look at; Open refuses it.
 func Create(ctx context.Context, o Options) (*Store, error) {
@@ -240,7 +244,11 @@ func identify(o Options) (lock *os.File, id string, isClean bool, err error) {
 	if err != nil {
 		return lock, "", false, err
 	}
-	return lock, s.ID, isClean, checkTables(o)
+	newest, err := checkTables(o)
+	if err != nil {
+		return lock, s.ID, isClean, err
+	}
+	return lock, s.ID, isClean, checkLogs(o, newest)
 }
 
 // recoverEngine is the part of Open that changes the directory.

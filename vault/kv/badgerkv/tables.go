@@ -16,40 +16,43 @@ import (
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
-// checkTables reads the MANIFEST and opens the index of each table that it names. Badger does the same
+// checkTables reads the MANIFEST and opens the index of each table that it names. It returns the number of the newest
+// commit in them. Badger does the same
 // afterwards, and verifies the blocks too, but it opens tables in goroutines of its own where a damaged
 // index is a panic that nobody can catch, and it has removed files by then.
-func checkTables(o Options) error {
+func checkTables(o Options) (newest uint64, err error) {
 	f, err := os.Open(filepath.Join(o.Dir, badger.ManifestFilename))
 	if err != nil {
-		return fmt.Errorf("badgerkv: %w", err)
+		return 0, fmt.Errorf("badgerkv: %w", err)
 	}
 	defer f.Close()
 	manifest, _, err := badger.ReplayManifestFile(f, formatVersion, o.engine())
 	if err != nil {
-		return fmt.Errorf("badgerkv: %s cannot be read (%w); nothing was touched: %w", badger.ManifestFilename, err, kv.ErrIntegrity)
+		return 0, fmt.Errorf("badgerkv: %s cannot be read (%w); nothing was touched: %w", badger.ManifestFilename, err, kv.ErrIntegrity)
 	}
 	for id := range manifest.Tables {
 		name := table.IDToFilename(id)
-		if err := checkTable(filepath.Join(o.Dir, name)); err != nil {
-			return fmt.Errorf("badgerkv: table %s is missing or damaged (%w); nothing was touched; restore the directory from a backup: %w",
+		last, err := checkTable(filepath.Join(o.Dir, name))
+		if err != nil {
+			return 0, fmt.Errorf("badgerkv: table %s is missing or damaged (%w); nothing was touched; restore the directory from a backup: %w",
 				name, err, kv.ErrIntegrity)
 		}
+		newest = max(newest, last)
 	}
-	return nil
+	return newest, nil
 }
 
-func checkTable(path string) (err error) {
+func checkTable(path string) (newest uint64, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return fs.ErrNotExist
+		return 0, fs.ErrNotExist
 	}
 	if info.Size() == 0 {
-		return errors.New("empty file") // an empty file would be grown by mapping it
+		return 0, errors.New("empty file") // an empty file would be grown by mapping it
 	}
 	mf, err := z.OpenMmapFile(path, os.O_RDONLY, 0)
 	if err != nil {
-		return errors.New("cannot be mapped")
+		return 0, errors.New("cannot be mapped")
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -59,7 +62,8 @@ func checkTable(path string) (err error) {
 	}()
 	t, err := table.OpenTable(mf, table.Options{ChkMode: options.NoVerification})
 	if err != nil {
-		return errors.New("index is damaged")
+		return 0, errors.New("index is damaged")
 	}
-	return t.Close(-1)
+	newest = t.MaxVersion()
+	return newest, t.Close(-1)
 }

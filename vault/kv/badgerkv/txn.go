@@ -176,6 +176,7 @@ func (r *reader) discard() {
 type writer struct {
 	reader
 	invalid error // the first invalid write; guards against a commit of the rest
+	sets    bool  // something is set, not only deleted
 }
 
 func newWriter(s *Store, txn *badger.Txn, tx *occ.Tx) *writer {
@@ -189,6 +190,7 @@ func (w *writer) Set(key, value []byte) {
 	if !w.admit(key, value) {
 		return
 	}
+	w.sets = true
 	// Badger keeps both until the commit. Copied apart, so that occ's memory of keys does not hold values.
 	w.done(key, w.txn.Set(engineKey(key), append(make([]byte, 0, len(value)), value...)))
 }
