@@ -29,6 +29,9 @@ type Config struct {
 	Request func(n int64, buf []byte) []byte
 	// Answered, when set, is given each answer's status and body. The body is valid during the call.
 	Answered func(n int64, status int, body []byte)
+	// Good, when set, says whether a body is what was asked for. It is given those of answers with a status of
+	// 2xx; all others have failed.
+	Good func(body []byte) bool
 }
 
 // Run runs c to its end.
@@ -48,10 +51,10 @@ func Run(c Config) (Result, error) {
 		func(int) (Worker, error) { return &client{config: &c, last: last}, nil })
 }
 
-// Do of a client is one request and its answer. Other answers than 2xx have failed.
+// Do of a client is one request and its answer.
 func (cl *client) Do(n int64) error {
 	status, err := cl.exchange(n)
-	if err == nil && status/100 != 2 {
+	if err == nil && (status/100 != 2 || cl.config.Good != nil && !cl.config.Good(cl.body)) {
 		return errRefused
 	}
 	return err

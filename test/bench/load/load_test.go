@@ -64,6 +64,19 @@ func TestAnswersAreReadWhole(t *testing.T) {
 	}
 }
 
+func TestAnswersThatAreNotGoodHaveFailed(t *testing.T) {
+	var n atomic.Int64
+	r, err := Run(Config{
+		Address:     serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, n.Add(1)%4 == 0) }),
+		Connections: 2, Duration: time.Minute, Count: 20,
+		Request: func(int64, []byte) []byte { return get },
+		Good:    func(body []byte) bool { return string(body) == "true" },
+	})
+	if err != nil || r.Requests != 5 || r.Failed != 15 {
+		t.Errorf("%d good, %d failed, error %v, want 5 and 15", r.Requests, r.Failed, err)
+	}
+}
+
 func TestAServerThatStallsShowsInP99(t *testing.T) {
 	const stall = 300 * time.Millisecond
 	var n atomic.Int64

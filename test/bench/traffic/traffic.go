@@ -113,23 +113,31 @@ func (t *Target) Load(kind string) (load.Config, error) {
 			}
 		}
 	case Lookup:
+		c.Good = contains(`"subjects":["`)
 		c.Request = func(n int64, buf []byte) []byte {
 			return t.Post(buf, "/v1/lookups", fmt.Appendf(nil,
 				`{"purpose":"order-fulfilment","collection":"profile","field":"email","value":%q}`, email(spread(n).N)))
 		}
 	case Verify:
+		c.Good = contains(`"match":true`)
 		c.Request = func(n int64, buf []byte) []byte {
 			p := spread(n)
 			return t.Post(buf, "/v1/verifications", fmt.Appendf(nil,
 				`{"purpose":"account","subject":%q,"collection":"profile","field":"email","value":%q}`, p.ID, email(p.N)))
 		}
 	case Batch:
+		// A batch of which some reads are refused has the status 200.
+		c.Good = func(body []byte) bool { return !bytes.Contains(body, []byte(`"problem":`)) }
 		bodies := t.batches(warm)
 		c.Request = func(n int64, _ []byte) []byte { return bodies[n%int64(len(bodies))] }
 	default:
 		return c, fmt.Errorf("traffic: %q is not one of %s", kind, strings.Join(Kinds, ", "))
 	}
 	return c, nil
+}
+
+func contains(part string) func([]byte) bool {
+	return func(body []byte) bool { return bytes.Contains(body, []byte(part)) }
 }
 
 // creates makes requests that create people who were not there before, and keeps who was created.

@@ -82,6 +82,24 @@ func TestEachKindIsServed(t *testing.T) {
 			}
 		})
 	}
+	t.Run("what is not served has failed", func(t *testing.T) {
+		somebody := target.People()[0]
+		stranger := Person{ID: "5f1d6e0a-8a0b-4f0e-9f0a-0c5b5a1f7f11", N: somebody.N}
+		for kind, people := range map[string][]Person{
+			Warm: {stranger}, Batch: {somebody, stranger}, Lookup: {{somebody.ID, 0}}, Verify: {{somebody.ID, 0}},
+			Consent: {target.People()[51]}, // created later, and not asked
+		} {
+			c, err := (&Target{Address: target.Address, Token: target.Token, people: people}).Load(kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Connections, c.Duration, c.Count = 1, time.Minute, 3
+			r, err := load.Run(c)
+			if err != nil || r.Requests != 0 || r.Failed != 3 {
+				t.Errorf("%s: %d served, %d failed, error %v, want 0 and 3", kind, r.Requests, r.Failed, err)
+			}
+		}
+	})
 	if r := s.Vault.Log() + s.Keys.Log(); r != "" {
 		t.Errorf("the programs complain: %s", r)
 	}
