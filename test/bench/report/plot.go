@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"image/color"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -33,10 +34,11 @@ type line struct {
 	points plotter.XYs
 }
 
-// colours can be told apart by people who do not see all of them (Okabe and Ito).
+// colours can be told apart by people who do not see all of them, the first seven at least (Okabe and Ito).
 var colours = []color.Color{
 	color.RGBA{0x00, 0x72, 0xb2, 0xff}, color.RGBA{0xd5, 0x5e, 0x00, 0xff}, color.RGBA{0x00, 0x9e, 0x73, 0xff},
 	color.RGBA{0xcc, 0x79, 0xa7, 0xff}, color.RGBA{0xe6, 0x9f, 0x00, 0xff}, color.RGBA{0x56, 0xb4, 0xe9, 0xff}, color.Black,
+	color.RGBA{0x8c, 0x56, 0x4b, 0xff}, color.Gray{0x80}, color.RGBA{0xbc, 0xbd, 0x22, 0xff},
 }
 
 // plots draws what r has enough figures for.
@@ -144,7 +146,6 @@ func newPlot(title string) *plot.Plot {
 		f.Variant = "Sans"
 	}
 	p.Title.Padding = 3 * vg.Millimeter
-	p.BackgroundColor = color.White // readable on a dark page too
 	return p
 }
 
@@ -179,28 +180,30 @@ func drawLines(title, x, y string, lines []line) ([]byte, error) {
 	if p.Y.Min == p.Y.Max {
 		p.Y.Max *= 10
 	}
-	const width, height, legendWidth = 24 * vg.Centimeter, 11 * vg.Centimeter, 8 * vg.Centimeter
-	c := vgsvg.New(width, height)
-	all := draw.New(c)
-	all.SetColor(color.White)
-	all.Fill(all.Rectangle.Path())
+	const width, height, legendWidth = 25 * vg.Centimeter, 11 * vg.Centimeter, 8 * vg.Centimeter
+	c, all := canvas(width, height)
 	p.Draw(draw.Crop(all, 0, -legendWidth, 0, 0))
-	legend.Draw(draw.Crop(all, width-legendWidth+3*vg.Millimeter, 0, 0, -vg.Centimeter))
+	legend.TextStyle.Font.Size = vg.Points(10)
+	legend.Draw(draw.Crop(all, width-legendWidth, 0, 0, -vg.Centimeter))
 	return written(c)
 }
 
-// barRows are the rows that are shown as bars: reads and writes with barConnections, the fastest first.
+// barRows are the rows that are shown as bars: reads and writes with barConnections and the most subjects that there
+// are figures for.
 func (r *Results) barRows() []Row {
-	seen := map[string]bool{}
-	var rows []Row
+	most := map[string]Row{}
 	for _, row := range r.Rows {
-		if row.Offered == 0 && row.Connections == barConnections && row.Class != Other && row.PerSecond >= 1 && !seen[row.What] {
-			seen[row.What] = true
-			rows = append(rows, row)
+		if row.Offered > 0 || row.Connections != barConnections || row.Class == Other || row.PerSecond < 1 {
+			continue
+		}
+		if had, ok := most[row.What]; !ok || row.Subjects > had.Subjects {
+			most[row.What] = row
 		}
 	}
-	slices.SortStableFunc(rows, func(a, b Row) int { return cmp.Compare(a.PerSecond, b.PerSecond) }) // bars grow from below
-	return rows
+	// Bars grow from below.
+	return slices.SortedFunc(maps.Values(most), func(a, b Row) int {
+		return cmp.Or(cmp.Compare(a.PerSecond, b.PerSecond), cmp.Compare(a.What, b.What))
+	})
 }
 
 func drawBars(title string, rows []Row) ([]byte, error) {
@@ -244,10 +247,20 @@ func drawBars(title string, rows []Row) ([]byte, error) {
 		ticks = append(ticks, plot.Tick{Value: e, Label: count(int64(math.Pow(10, e)))})
 	}
 	p.X.Tick.Marker = plot.ConstantTicks(ticks)
-	p.X.Label.Text = "records per second; blue: pdvault, grey: baselines"
-	c := vgsvg.New(24*vg.Centimeter, vg.Length(len(rows))*vg.Points(17)+3*vg.Centimeter)
-	p.Draw(draw.New(c))
+	p.X.Label.Text = "records per second; blue: pdvault with the most subjects measured, grey: baselines"
+	c, all := canvas(25*vg.Centimeter, vg.Length(len(rows))*vg.Points(17)+3*vg.Centimeter)
+	p.Draw(all)
 	return written(c)
+}
+
+// canvas is white, so that it can be read on a dark page too, and what is drawn has a margin.
+func canvas(width, height vg.Length) (*vgsvg.Canvas, draw.Canvas) {
+	c := vgsvg.New(width, height)
+	all := draw.New(c)
+	all.SetColor(color.White)
+	all.Fill(all.Rectangle.Path())
+	const margin = 4 * vg.Millimeter
+	return c, draw.Crop(all, margin, -margin, margin, -margin)
 }
 
 func written(c *vgsvg.Canvas) ([]byte, error) {

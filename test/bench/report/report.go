@@ -79,7 +79,7 @@ func (r Row) Measured(l load.Result, records int) Row {
 type Size struct {
 	Subjects   int     `json:"subjects"`
 	FillRate   float64 `json:"fill_per_second"` // creates, while it was filled
-	VaultMB    float64 `json:"vault_memory_mb"` // own memory after a start, reads and writes
+	VaultMB    float64 `json:"vault_memory_mb"` // the most of its own memory, after filling, reads, and writes after a start
 	KeysMB     float64 `json:"keys_memory_mb"`
 	VaultDisk  float64 `json:"vault_disk_bytes"` // per subject, after an orderly stop
 	KeysDisk   float64 `json:"keys_disk_bytes"`

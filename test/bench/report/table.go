@@ -55,12 +55,12 @@ func (r *Results) open() table {
 
 func (r *Results) ratios() table {
 	t := table{title: "Beside the baselines: how many times as much as each, in this run with as many connections",
-		head: append([]string{"what", "connections"}, baselines...)}
+		head: append([]string{"what", "subjects", "connections"}, baselines...)}
 	for _, row := range r.Rows {
 		if row.Baseline != "" || row.Offered > 0 {
 			continue
 		}
-		cells, some := []string{row.What, strconv.Itoa(row.Connections)}, false
+		cells, some := []string{row.What, count(int64(row.Subjects)), strconv.Itoa(row.Connections)}, false
 		for _, b := range baselines {
 			ratio, ok := r.against(row, b)
 			if !ok {

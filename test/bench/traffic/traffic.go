@@ -24,7 +24,7 @@ const MaxPeople = 7_900_000
 const WarmPeople = 8000
 
 // Target is a pdvault, and the people that were created there. Its methods may be called from many goroutines, but
-// Fill and what it returns only while nothing else creates.
+// Fill and Ask only while nothing else creates.
 type Target struct {
 	Address string // host:port on loopback
 	Token   string // of a caller with the role service
@@ -33,6 +33,8 @@ type Target struct {
 	mu     sync.Mutex // guards people and next
 	people []Person
 	next   int64 // people that were tried to be created
+
+	asked int // so many of people, the first ones, have consented
 }
 
 // Person is somebody who was created. N says what their record holds.
@@ -83,6 +85,12 @@ func (t *Target) Load(kind string) (load.Config, error) {
 		return c, errors.New("traffic: nobody was created yet")
 	}
 	warm := all[:min(len(all), WarmPeople)]
+	if kind == Consent {
+		if t.asked == 0 {
+			return c, errors.New("traffic: nobody was asked for a consent")
+		}
+		warm = all[:t.asked]
+	}
 	spread := func(n int64) Person { return warm[int(n*7919)%len(warm)] }
 	read := func(query string) func(int64, []byte) []byte {
 		return func(n int64, buf []byte) []byte { return t.Read(buf, spread(n).ID, query) }
@@ -182,7 +190,7 @@ func (t *Target) Fill(n int, within time.Duration) error {
 	return nil
 }
 
-// Ask records a consent of the people that Consent reads.
+// Ask records a consent of those who were created so far, of WarmPeople at most. Only they are read by Consent.
 func (t *Target) Ask(within time.Duration) error {
 	people := t.People()
 	people = people[:min(len(people), WarmPeople)]
@@ -198,6 +206,7 @@ func (t *Target) Ask(within time.Duration) error {
 	if r.Requests < int64(len(people)) {
 		return fmt.Errorf("asking for consents: %d of %d were not recorded", int64(len(people))-r.Requests, len(people))
 	}
+	t.asked = len(people)
 	return nil
 }
 

@@ -89,7 +89,7 @@ func TestEachKindIsServed(t *testing.T) {
 			Warm: {stranger}, Batch: {somebody, stranger}, Lookup: {{somebody.ID, 0}}, Verify: {{somebody.ID, 0}},
 			Consent: {target.People()[51]}, // created later, and not asked
 		} {
-			c, err := (&Target{Address: target.Address, Token: target.Token, people: people}).Load(kind)
+			c, err := (&Target{Address: target.Address, Token: target.Token, people: people, asked: len(people)}).Load(kind)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -100,8 +100,8 @@ func TestEachKindIsServed(t *testing.T) {
 			}
 		}
 	})
-	if r := s.Vault.Log() + s.Keys.Log(); r != "" {
-		t.Errorf("the programs complain: %s", r)
+	if log := s.Vault.Log() + s.Keys.Log(); strings.Contains(log, `"level"`) { // they log warnings and worse
+		t.Errorf("the programs complain: %s", log)
 	}
 }
 
@@ -143,7 +143,7 @@ func served(kind string, body []byte) bool {
 }
 
 func TestRequestsAreWellFormed(t *testing.T) {
-	target := &Target{Token: "token", people: []Person{{"a", 1}, {"b", 2}, {"c", 3}}, next: 3}
+	target := &Target{Token: "token", people: []Person{{"a", 1}, {"b", 2}, {"c", 3}}, next: 3, asked: 3}
 	for _, kind := range Kinds {
 		c, err := target.Load(kind)
 		if err != nil {

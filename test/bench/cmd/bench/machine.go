@@ -55,10 +55,14 @@ func fileSystem(dir string) string {
 	return fmt.Sprintf("file system %#x", st.Type)
 }
 
-// diskUse is how many bytes a directory takes on the disk; files may be longer than what of them is there.
+// ballast is the file that a store keeps to give up when the disk is full. Its size is configured.
+const ballast = "BALLAST"
+
+// diskUse is how many bytes a store takes on the disk, without its ballast; files may be longer than what of them is
+// there.
 func diskUse(dir string) (sum int64, err error) {
 	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
+		if err != nil || e.IsDir() || e.Name() == ballast {
 			return err
 		}
 		info, err := e.Info()

@@ -44,6 +44,7 @@ func (b *bench) size(ctx context.Context, dir string, n int) (size report.Size, 
 		return size, err
 	}
 	size.FillRate = float64(n) / time.Since(begin).Seconds()
+	in.ownMemory(&size)
 	if err := in.stop(); err != nil {
 		return size, err
 	}
@@ -60,6 +61,7 @@ func (b *bench) size(ctx context.Context, dir string, n int) (size report.Size, 
 	if size.Reads, err = in.readBySize(); err != nil {
 		return size, err
 	}
+	in.ownMemory(&size)
 	if err := in.stop(); err != nil {
 		return size, err
 	}
@@ -71,14 +73,10 @@ func (b *bench) size(ctx context.Context, dir string, n int) (size report.Size, 
 	if _, err := in.startAgain(ctx); err != nil {
 		return size, err
 	}
-	for _, kind := range []string{traffic.Warm, traffic.Write} { // the cache is empty after the start
-		if _, err := in.measure(kind, "", sizeConnections, 0); err != nil {
-			return size, err
-		}
+	if _, err := in.measure(traffic.Write, "", sizeConnections, 0); err != nil {
+		return size, err
 	}
-	vault, _ := in.Vault.Memory()
-	keys, _ := in.Keys.Memory()
-	size.VaultMB, size.KeysMB = float64(vault)/(1<<20), float64(keys)/(1<<20)
+	in.ownMemory(&size)
 	took, err = in.killedInWrites(ctx)
 	size.KillReady = took.Seconds()
 	return size, err
@@ -92,6 +90,13 @@ func (in *instance) diskUse(size *report.Size) (data int64, err error) {
 	keys, err := diskUse(in.Path("keys"))
 	size.VaultDisk, size.KeysDisk = float64(data)/float64(size.Subjects), float64(keys)/float64(size.Subjects)
 	return data, err
+}
+
+// ownMemory keeps the most that was seen.
+func (in *instance) ownMemory(size *report.Size) {
+	vault, _ := in.Vault.Memory()
+	keys, _ := in.Keys.Memory()
+	size.VaultMB, size.KeysMB = max(size.VaultMB, float64(vault)/(1<<20)), max(size.KeysMB, float64(keys)/(1<<20))
 }
 
 // readBySize measures reads and returns how many there were.
