@@ -46,7 +46,12 @@ type Result struct {
 }
 
 // Rate is the number of requests per second that were answered well.
-func (r Result) Rate() float64 { return float64(r.Requests) / r.Took.Seconds() }
+func (r Result) Rate() float64 {
+	if r.Took <= 0 { // nothing was run
+		return 0
+	}
+	return float64(r.Requests) / r.Took.Seconds()
+}
 
 // run is a plan that is carried out.
 type run struct {

@@ -146,8 +146,9 @@ func TestPlansAreBounded(t *testing.T) {
 	} {
 		p := ok
 		change(&p)
-		if _, err := Do(p, func(int) (Worker, error) { t.Errorf("%s: a worker is made", name); return nil, errors.New("no") }); err == nil {
-			t.Errorf("%s: no error", name)
+		r, err := Do(p, func(int) (Worker, error) { t.Errorf("%s: a worker is made", name); return nil, errors.New("no") })
+		if err == nil || r.Rate() != 0 {
+			t.Errorf("%s: a rate of %v, error %v", name, r.Rate(), err)
 		}
 	}
 }

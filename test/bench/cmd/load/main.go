@@ -46,6 +46,8 @@ func run() error {
 	switch {
 	case flag.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	case !slices.Contains(traffic.Kinds, *kind):
+		return fmt.Errorf("-kind %q is not one of %s; the ground law is not served yet", *kind, strings.Join(traffic.Kinds, ", "))
 	case *people < 0 || *people > traffic.MaxPeople/2:
 		return fmt.Errorf("-people must be within 0 and %d", traffic.MaxPeople/2)
 	case *first >= traffic.MaxPeople:
@@ -87,6 +89,9 @@ func run() error {
 	}
 	c.Connections, c.Duration, c.Count, c.Rate, c.Stop = *connections, *duration, *count, *rate, ctx.Done()
 	r, err := load.Run(c)
+	if r.Took == 0 { // it was refused
+		return err
+	}
 	print(r, traffic.Records(*kind), *rate)
 	for status := range statuses {
 		if n := statuses[status].Load(); n > 0 {
