@@ -137,17 +137,7 @@ func (in *instance) once(people int) (load.Result, error) {
 	return load.Run(c)
 }
 
-// restart stops both programs, in an orderly way or not, starts them, and returns how long it took until ready.
-func (in *instance) restart(ctx context.Context, kill bool) (time.Duration, error) {
-	if kill {
-		in.Vault.Kill()
-		in.Keys.Kill()
-	} else if err := in.stop(); err != nil {
-		return 0, err
-	}
-	return in.startAgain(ctx)
-}
-
+// stop stops both programs in an orderly way.
 func (in *instance) stop() error {
 	if err := in.Vault.Stop(); err != nil {
 		return err
@@ -155,6 +145,7 @@ func (in *instance) stop() error {
 	return in.Keys.Stop()
 }
 
+// startAgain starts both programs and returns how long it took until ready.
 func (in *instance) startAgain(ctx context.Context) (time.Duration, error) {
 	begin := time.Now()
 	if err := in.StartKeys(ctx); err != nil {
