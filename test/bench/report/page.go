@@ -41,14 +41,17 @@ func (r *Results) WriteDocs(dir string) error {
 func (r *Results) page(plots []drawn) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Benchmarks\n\nMade by the command below; edit nothing here. The figures are also in [%s](%s).\n\n", jsonFile, jsonFile)
-	fmt.Fprintf(&b, "| | |\n|---|---|\n| date | %s |\n| took | %.0f s |\n| command | `%s` |\n| machine | %s |\n", r.Date.UTC().Format("2006-01-02 15:04 UTC"), r.Took, r.Command, r.Machine)
+	fmt.Fprintf(&b, "| | |\n|---|---|\n| date | %s |\n| took | %.0f s |\n| command | `%s` |\n| machine | %s |\n| load average at the start | %s |\n",
+		r.Date.UTC().Format("2006-01-02 15:04 UTC"), r.Took, r.Command, r.Machine, r.Load)
 	if r.Caveat != "" {
 		fmt.Fprintf(&b, "| caveat | **%s** |\n", r.Caveat)
 	}
 	fmt.Fprint(&b, `
 The real programs are measured, with the load generator and every baseline on the same machine, everything durable, and
 records with six fields. "µs" is processor time of each program per record; "ledger commits" and "sidecar calls" say how
-many were done together, and how long one commit or call took.
+many were done together, and how long one commit or call took. Bytes on disk are those after an orderly stop, without
+the ballast; those per read are everything by which the data store grew. Starts are timed until ready, with files in the
+page cache.
 
 The baselines:
 

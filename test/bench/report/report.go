@@ -17,6 +17,7 @@ type Results struct {
 	Took    float64   `json:"took_seconds"`
 	Command string    `json:"command"`
 	Machine string    `json:"machine"`
+	Load    string    `json:"load_average"`     // at the start, when nothing of this run was under way
 	Caveat  string    `json:"caveat,omitempty"` // what makes these figures less than they seem
 	Rows    []Row     `json:"rows"`
 	Sizes   []Size    `json:"sizes"`

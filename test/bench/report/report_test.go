@@ -19,7 +19,7 @@ import (
 func sample() *Results {
 	r := &Results{
 		Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Took: 90, Command: "go run ./test/bench/cmd/bench -docs DIR",
-		Machine: "some machine", Caveat: "others were at work",
+		Machine: "some machine", Load: "0.12, 0.34, 0.56", Caveat: "others were at work",
 		Sizes: []Size{{Subjects: 10_000, FillRate: 5000, VaultMB: 100, KeysMB: 50, VaultDisk: 2500, KeysDisk: 700, ReadDisk: 450, Reads: 20_000, CleanReady: 0.5, KillReady: 0.9}},
 		Notes: []Note{{"PostgreSQL", "skipped: not on this machine: no initdb | postgres"}},
 	}
@@ -77,7 +77,7 @@ func TestTablesLeaveNothingOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := b.String()
-	for _, want := range []string{"some machine", "others were at work", "1,234,567", " 17 ", "4711", "skipped: not on this machine", "0.25", "2500", "0.90"} {
+	for _, want := range []string{"some machine", "0.12, 0.34, 0.56", "others were at work", "1,234,567", " 17 ", "4711", "skipped: not on this machine", "0.25", "2500", "0.90"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the text lacks %q", want)
 		}
@@ -117,7 +117,7 @@ func TestThePageHoldsAllThatIsNeededToRepeatIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := read(t, filepath.Join(dir, "README.md"))
-	for _, want := range []string{"`go run ./test/bench/cmd/bench -docs DIR`", "2026-01-02 03:04 UTC", "some machine", "others were at work", `initdb \| postgres`} {
+	for _, want := range []string{"`go run ./test/bench/cmd/bench -docs DIR`", "2026-01-02 03:04 UTC", "some machine", "0.12, 0.34, 0.56", "others were at work", `initdb \| postgres`} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
 		}

@@ -97,7 +97,7 @@ func (r *Results) notes() table {
 
 // Text writes r for a terminal.
 func (r *Results) Text(w io.Writer) error {
-	fmt.Fprintf(w, "%s\n", r.Machine)
+	fmt.Fprintf(w, "%s; load average at the start %s\n", r.Machine, r.Load)
 	if r.Caveat != "" {
 		fmt.Fprintf(w, "%s\n", r.Caveat)
 	}

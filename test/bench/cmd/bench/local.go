@@ -43,7 +43,7 @@ func (b *bench) local(ctx context.Context) error {
 			}
 		}
 	}
-	b.note("ground law", "not measured: pdvault does not serve it yet")
+	b.note("two fields, ground law", "not measured: pdvault does not serve it yet")
 	if !slices.Contains(b.conns, openConnections) {
 		b.note("open runs", "skipped: they ask for shares of what %d connections do, which was not measured", openConnections)
 		return nil

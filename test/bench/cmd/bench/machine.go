@@ -8,11 +8,31 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"unicode"
 )
 
-// command is what was called, by the name by which anybody can call it again.
-func command() string {
-	return strings.Join(append([]string{"go run ./test/bench/cmd/bench"}, os.Args[1:]...), " ")
+// command is what was called with args, by the name by which anybody can call it again.
+func command(args []string) string {
+	line := "go run ./test/bench/cmd/bench"
+	for _, arg := range args {
+		if arg == "" || strings.ContainsFunc(arg, func(r rune) bool {
+			return !strings.ContainsRune("-=.,/:_", r) && !unicode.IsLetter(r) && !unicode.IsDigit(r)
+		}) {
+			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+		}
+		line += " " + arg
+	}
+	return line
+}
+
+// loadAverage says how busy the machine is, over one, five and fifteen minutes.
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	f := strings.Fields(string(b))
+	return strings.Join(f[:min(len(f), 3)], ", ")
 }
 
 // machine is what matters of this machine; data lies in dir.

@@ -154,7 +154,7 @@ func (b *bench) measureAll(caveat string) (err error) {
 	}
 	defer os.RemoveAll(b.dir)
 	begin := time.Now()
-	b.results = report.Results{Date: begin, Command: command(), Machine: machine(b.dir), Caveat: caveat}
+	b.results = report.Results{Date: begin, Command: command(os.Args[1:]), Machine: machine(b.dir), Load: loadAverage(), Caveat: caveat}
 	for _, p := range parts {
 		if !b.wants(p) {
 			continue

@@ -47,3 +47,10 @@ func TestListsOfNumbersAreBounded(t *testing.T) {
 		}
 	}
 }
+
+func TestTheCommandCanBePastedIntoAShell(t *testing.T) {
+	got := command([]string{"-only", "http,local", "-docs=test/bench/docs", "-caveat", "it's busy; $HOME", ""})
+	if want := `go run ./test/bench/cmd/bench -only http,local -docs=test/bench/docs -caveat 'it'\''s busy; $HOME' ''`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
