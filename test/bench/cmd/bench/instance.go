@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -124,6 +125,7 @@ func first(err error) string {
 // fill creates subjects until there are n.
 func (in *instance) fill(n int) error {
 	in.subjects = n
+	fmt.Fprintf(os.Stderr, "creating %d subjects\n", n)
 	return in.people.Fill(n, fillTimeout)
 }
 
