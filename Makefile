@@ -5,10 +5,10 @@ GOFLAGS := -trimpath
 PROGRAMS := pdvault pdkeys pdaudit
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test short bench fault lint fuzz generate clean
+.PHONY: help run build test short bench bench-docs fault lint fuzz generate clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 build: ## build pdvault, pdkeys and pdaudit into bin/
 	go build $(GOFLAGS) -o $(BIN)/pdvault ./api/cmd/pdvault
@@ -24,8 +24,11 @@ test: ## run every test under the race detector, with the real HashiCorp Vault
 short: ## run the tests that need no other program, without the race detector
 	go test -short ./...
 
-bench: build ## measure the real programs and print the table
+bench: build ## measure the real programs beside the baselines and print the tables; ARGS=-full for everything
 	go run ./test/bench/cmd/bench -bin $(BIN) $(ARGS)
+
+bench-docs: build ## the same, and write the page with tables and plots to test/bench/docs
+	go run ./test/bench/cmd/bench -bin $(BIN) -docs test/bench/docs $(ARGS)
 
 fault: ## break the real programs for TIME (default 10m) and print the table (needs root)
 	go run ./test/fault/cmd/fault -kills 1000 -cuts 200 -flips 1000 -losses 500 -sweep -seed $(or $(SEED),1) -time $(or $(TIME),10m) $(ARGS)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prototypster/pdvault/test/bench/load"
+	"github.com/prototypster/pdvault/test/bench/traffic"
 	"github.com/prototypster/pdvault/test/e2e/hcserver"
 	"github.com/prototypster/pdvault/test/e2e/stack"
 )
@@ -23,7 +24,7 @@ const rotationTimeout = 15 * time.Minute
 // costs the reads, and how long it takes until everybody's key was unwrapped again after a restart.
 func (b *bench) rotations(ctx context.Context) error {
 	if _, err := hcserver.Binary(); err != nil {
-		b.rows = append(b.rows, row{what: "rotations", note: "skipped: " + err.Error()})
+		b.note("rotations", "skipped: %v", err)
 		return nil
 	}
 	hc, err := hcserver.Start(ctx, filepath.Join(b.dir, "hr"))
@@ -35,13 +36,11 @@ func (b *bench) rotations(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s, err := stack.New(ctx, stack.Options{Bin: b.bin, Dir: filepath.Join(b.dir, "r"), KEK: kek,
-		KeysExtra: "budget: {opens_per_second: 1000000, subjects_per_hour: 10000000}\n"})
+	in, err := b.start(ctx, filepath.Join(b.dir, "r"), kek)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	in := &instance{Stack: s, b: b}
+	defer in.Close()
 	if err := in.fill(b.rotated); err != nil {
 		return err
 	}
@@ -58,7 +57,7 @@ func (b *bench) rotations(ctx context.Context) error {
 	if err := in.recover(ctx); err != nil {
 		return err
 	}
-	in.memory()
+	in.memory("after rotations")
 	return nil
 }
 
@@ -101,12 +100,6 @@ func (in *instance) finish(ctx context.Context, id string) (job, error) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	return job{}, fmt.Errorf("the rotation is not done after %v", rotationTimeout)
-}
-
-func (in *instance) note(what, format string, args ...any) {
-	note := fmt.Sprintf(format, args...)
-	in.b.rows = append(in.b.rows, row{what: what, note: note})
-	fmt.Println(what+":", note)
 }
 
 // units are what a rotation moves.
@@ -164,7 +157,7 @@ func (in *instance) rotate(ctx context.Context, hc *hcserver.Server, scope strin
 		return err
 	}
 	took := j.Finished.Sub(j.Started)
-	in.note("rotation of "+scope, "%d %s in %.1f s: %.0f/s; %s", j.Total, units[scope], took.Seconds(), float64(j.Total)/took.Seconds(), u.each(j.Total))
+	in.b.note("rotation of "+scope, "%d %s in %.1f s: %.0f/s; %s", j.Total, units[scope], took.Seconds(), float64(j.Total)/took.Seconds(), u.each(j.Total))
 	return nil
 }
 
@@ -172,11 +165,11 @@ func (in *instance) rotate(ctx context.Context, hc *hcserver.Server, scope strin
 // long as it takes, and without one before and after it, some rounds of it: a machine that others use is not equally
 // fast all the time, so each rotation is compared with what was next to it.
 func (in *instance) rotateBesideReads(ctx context.Context, scope string) error {
-	warm := in.ids[:min(len(in.ids), 8000)]
-	read := load.Config{
-		Address: in.address(), Connections: 32, Duration: in.b.duration,
-		Request: func(n int64, buf []byte) []byte { return in.readRequest(buf, warm[int(n*7919)%len(warm)]) },
+	read, err := in.people.Load(traffic.Warm)
+	if err != nil {
+		return err
 	}
+	read.Connections, read.Duration = 32, in.b.duration
 	if _, err := load.Run(read); err != nil { // into the cache
 		return err
 	}
@@ -197,13 +190,13 @@ func (in *instance) rotateBesideReads(ctx context.Context, scope string) error {
 		left = append(left, 100*2*during.Rate()/(before.Rate()+after.Rate()))
 		took := j.Finished.Sub(j.Started)
 		ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-		in.note("reads beside rotation of "+scope, "%.0f and %.0f/s without, %.0f/s with (%.0f %%), p50 %.1f and %.1f ms, p99 %.1f and %.1f ms, %d failed; rotation took %.1f s: %.0f %s/s",
+		in.b.note("reads beside rotation of "+scope, "%.0f and %.0f/s without, %.0f/s with (%.0f %%), p50 %.1f and %.1f ms, p99 %.1f and %.1f ms, %d failed; rotation took %.1f s: %.0f %s/s",
 			before.Rate(), after.Rate(), during.Rate(), left[len(left)-1], ms(before.P50), ms(during.P50), ms(before.P99), ms(during.P99),
 			during.Failed, took.Seconds(), float64(j.Total)/took.Seconds(), units[scope])
 		before = after
 	}
 	if slices.Sort(left); len(left) > 1 {
-		in.note("reads beside rotation of "+scope, "median of %d rounds: %.0f %% of the throughput is left", len(left), left[len(left)/2])
+		in.b.note("reads beside rotation of "+scope, "median of %d rounds: %.0f %% of the throughput is left", len(left), left[len(left)/2])
 	}
 	return nil
 }
@@ -232,6 +225,7 @@ func (in *instance) recover(ctx context.Context) error {
 	if err := in.Keys.Stop(); err != nil {
 		return err
 	}
+	people := in.people.People()
 	begin := time.Now()
 	if err := in.StartKeys(ctx); err != nil {
 		return err
@@ -241,13 +235,13 @@ func (in *instance) recover(ctx context.Context) error {
 	}
 	ready := time.Since(begin)
 	r, err := load.Run(load.Config{
-		Address: in.address(), Connections: 256, Duration: 5 * time.Minute, Count: int64(len(in.ids)),
-		Request: func(n int64, buf []byte) []byte { return in.readRequest(buf, in.ids[n]) },
+		Address: in.people.Address, Connections: 256, Duration: 5 * time.Minute, Count: int64(len(people)),
+		Request: func(n int64, buf []byte) []byte { return in.people.Read(buf, people[n].ID, "purpose=account") },
 	})
 	if err != nil {
 		return err
 	}
-	in.note("recovery with an empty cache", "ready after %.1f s, every one of %d subjects read once after %.1f s: %.0f cold reads/s, p99 %.1f ms, %d failed",
-		ready.Seconds(), len(in.ids), time.Since(begin).Seconds(), r.Rate(), float64(r.P99.Microseconds())/1000, r.Failed)
+	in.b.note("recovery with an empty cache", "ready after %.1f s, every one of %d subjects read once after %.1f s: %.0f cold reads/s, p99 %.1f ms, %d failed",
+		ready.Seconds(), len(people), time.Since(begin).Seconds(), r.Rate(), float64(r.P99.Microseconds())/1000, r.Failed)
 	return nil
 }
