@@ -112,7 +112,7 @@ func (s *Server) handle(route *Route) gin.HandlerFunc {
 		q := call{server: s, gin: c, ctx: ctx, route: route, id: newRequestID()}
 		defer s.finish(&q, start)
 		q.identify()
-		setHeaders(c.Writer.Header(), q.id, c.Request.TLS != nil)
+		q.begin()
 		defer q.leave()
 		r, err := q.serve()
 		if err != nil {
@@ -230,6 +230,17 @@ var (
 	headerJSON       = []string{mediaJSON}
 	headerClose      = []string{"close"}
 )
+
+// begin sets the headers that every answer has.
+func (q *call) begin() {
+	r, h := q.gin.Request, q.gin.Writer.Header()
+	setHeaders(h, q.id, r.TLS != nil)
+	// A request with a length and chunks has chunks, says RFC 9112, and its answer the end of the connection: who reads
+	// it by the length takes the rest for something else. net/http has thrown the length away by now, and goes on.
+	if len(r.TransferEncoding) > 0 || onSpare(q.ctx) {
+		h["Connection"] = headerClose
+	}
+}
 
 func setHeaders(h http.Header, requestID string, secure bool) {
 	h["Cache-Control"] = headerNoStore

@@ -107,13 +107,9 @@ func (l *load) refuse(ctx context.Context, limit string) error {
 func (q *call) enter() error {
 	l := q.server.load
 	within := l.enter()
-	spare := onSpare(q.ctx)
-	if spare {
-		q.gin.Writer.Header()["Connection"] = headerClose
-	}
 	switch {
 	case q.route.always():
-	case spare:
+	case onSpare(q.ctx):
 		return l.refuse(q.ctx, "connections")
 	case !within:
 		return l.refuse(q.ctx, "requests")

@@ -315,3 +315,28 @@ func TestABodyThatIsCutOffIsNotTaken(t *testing.T) {
 		}
 	}
 }
+
+// A request with a length and chunks is read by its chunks, and nothing behind them is taken for another request:
+// somebody in front may have taken it for a part of the body.
+func TestNothingBehindChunksIsTakenForARequest(t *testing.T) {
+	b := servertest.NewBroker(t)
+	s := servertest.MustServer(t, b, server.Config{Listen: "127.0.0.1:0"})
+	serve(t, s)
+	behind := authorised("GET /v1/policy", "")
+	for name, request := range map[string]string{
+		"length and chunks": authorised("POST /v1/subjects", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n", 5+len(behind))) + "0\r\n\r\n",
+		"chunks":            authorised("POST /v1/subjects", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n") + "2\r\n{}\r\n0\r\n\r\n",
+		"no such path":      authorised("POST /nothing", "Transfer-Encoding: chunked\r\n") + "0\r\n\r\n",
+		"a probe":           "GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+	} {
+		before := b.Calls()
+		conn := dial(t, s)
+		if _, err := io.WriteString(conn, request+behind); err != nil {
+			t.Fatal(err)
+		}
+		said, err := io.ReadAll(conn)
+		if n := strings.Count(string(said), "HTTP/1.1 "); err != nil || n != 1 || b.Calls() != before {
+			t.Errorf("%s: %d answers, %v", name, n, err)
+		}
+	}
+}

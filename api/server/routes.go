@@ -77,10 +77,7 @@ func (s *Server) refuse(err error) gin.HandlerFunc {
 		q := call{server: s, gin: c, ctx: c.Request.Context(), route: route, id: newRequestID()}
 		defer s.finish(&q, start)
 		q.identify()
-		setHeaders(c.Writer.Header(), q.id, c.Request.TLS != nil)
-		if onSpare(q.ctx) {
-			c.Writer.Header()["Connection"] = headerClose
-		}
+		q.begin()
 		q.fail(err)
 	}
 }

@@ -104,8 +104,8 @@ func (i *instance) framings(subject string) []attack {
 	chunk := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(object), object)
 	chunked := "Transfer-Encoding: chunked\r\n"
 	return []attack{
-		framed("a length and chunks", length+chunked, chunk),
-		framed("chunks and a length", chunked+length, chunk),
+		framed("a length and chunks", length+chunked, "1\r\n{\r\n0\r\n\r\n"+marker),
+		framed("chunks and a length", chunked+length, "1\r\n{\r\n0\r\n\r\n"+marker),
 		framed("two lengths", length+"Content-Length: 1\r\n", object),
 		framed("two lengths in one", fmt.Sprintf("Content-Length: %d, 1\r\n", len(object)), object),
 		framed("signed length", fmt.Sprintf("Content-Length: +%d\r\n", len(object)), object),
@@ -192,7 +192,8 @@ func (i *instance) paths(subject string) []attack {
 		line("a body where there is none", "GET "+record, "Content-Length: 20\r\n\r\n"+marker+"     ", 400),
 		// What hides another header in one is one header, or a second one of a kind that may be given once.
 		line("token behind a lone LF", "GET /v1/access-records", "X: "+marker+"\nAuthorization: Bearer "+i.Token("auditor")+"\r\n", 401),
-		line("token behind a carriage return", "GET /v1/access-records", "X: "+marker+"\r\r\nAuthorization: Bearer "+i.Token("auditor")+"\r\n", 400, 401),
+		{name: "token behind a carriage return", status: []int{400, 401}, text: true, pieces: []string{
+			i.authorised("shop", "GET /v1/access-records", "X: "+marker+"\r\r\nAuthorization: Bearer "+i.Token("auditor")+"\r\n")}},
 	}
 }
 
@@ -222,7 +223,7 @@ func TestAttacksOnTheWireAreRefusedAndChangeNothing(t *testing.T) {
 				}
 				h := x.answers[0].Header
 				switch media := h.Get("Content-Type"); {
-				case a.text && strings.HasPrefix(media, "text/plain") && x.closed:
+				case a.text && x.closed && (strings.HasPrefix(media, "text/plain") || len(x.answers[0].Body) == 0):
 				case media == "application/problem+json" && h.Get("Cache-Control") == "no-store" &&
 					(strings.HasPrefix(problemType(x.answers[0].Body), "urn:pdvault:problem:") || a.name == "HEAD"):
 				default:

@@ -64,7 +64,7 @@ func (i *instance) exchange(want int, pieces ...string) exchange {
 	var raw bytes.Buffer
 	r := bufio.NewReader(io.TeeReader(conn, &raw))
 	for len(x.answers) < want {
-		resp, err := http.ReadResponse(r, nil)
+		resp, err := http.ReadResponse(r, &http.Request{Method: strings.SplitN(pieces[0], " ", 2)[0]})
 		if err != nil {
 			x.closed = !errors.Is(err, os.ErrDeadlineExceeded)
 			break
