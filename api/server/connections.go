@@ -8,15 +8,18 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 )
 
 const (
-	// quietFor is how long a connection is left alone that has no request: one that is used all the time has none for a
-	// moment between two, and to close it then would make a new connection of every request.
-	quietFor = 100 * time.Millisecond
+	// silentFor is how long a connection is left alone that has never had a request, and quietFor one that has: who uses
+	// one all the time has none for a moment between two, and to close it then would make a new one of every request.
+	silentFor = 100 * time.Millisecond
+	quietFor  = time.Second
 	// sparePace is the time between two spare connections. What is refused must not take the processor from what is
 	// served; who comes faster waits in the kernel's queue.
 	sparePace = time.Millisecond
@@ -35,15 +38,16 @@ type connections struct {
 
 	mu     sync.Mutex
 	all    map[net.Conn]*connection
-	spares int        // of all
-	quiet  *list.List // of *connection without a request, the one that became so first at the front
-	waits  *list.List // the same of spare ones
+	spares int // of all
+	// Lists of *connection without a request, the one that became so first at the front: that have never had one,
+	// that have, and of the spare ones.
+	silent, quiet, waits *list.List
 }
 
 func newConnections(l net.Listener, limit int, m *Metrics) *connections {
 	return &connections{
 		Listener: l, limit: limit, open: m.connections, evicted: m.evicted, closed: m.shed.WithLabelValues("connections"),
-		all: make(map[net.Conn]*connection), quiet: list.New(), waits: list.New(),
+		all: make(map[net.Conn]*connection), silent: list.New(), quiet: list.New(), waits: list.New(),
 	}
 }
 
@@ -52,6 +56,7 @@ type connection struct {
 	net.Conn
 	owner *connections
 	spare bool          // beyond the limit; guarded by owner.mu
+	used  bool          // has had a request; guarded by owner.mu
 	since time.Time     // when it became quiet; guarded by owner.mu
 	quiet *list.Element // in a list of the owner; nil while a request is under way; guarded by owner.mu
 }
@@ -84,12 +89,12 @@ func (c *connections) admit(conn net.Conn) *connection {
 	c.mu.Lock()
 	var evicted *connection
 	if !c.roomLocked() {
-		if evicted = c.evictLocked(); evicted == nil {
+		if evicted = c.makeRoomLocked(); evicted == nil {
 			n.spare = true
 		}
 	}
 	if n.spare && c.spares >= c.limit {
-		if evicted = first(c.waits); evicted == nil {
+		if evicted = evictable(c.waits, silentFor); evicted == nil {
 			c.mu.Unlock()
 			return nil
 		}
@@ -108,14 +113,49 @@ func (c *connections) admit(conn net.Conn) *connection {
 
 func (c *connections) roomLocked() bool { return len(c.all)-c.spares < c.limit }
 
-// evictLocked takes out the connection that has been quiet for the longest; nil when none has been for long enough.
-func (c *connections) evictLocked() *connection {
-	n := first(c.quiet)
-	if n == nil || time.Since(n.since) < quietFor {
-		return nil
+// makeRoomLocked takes out a connection that is not in use; nil when all are.
+func (c *connections) makeRoomLocked() *connection {
+	n := evictable(c.silent, silentFor)
+	if n == nil {
+		n = evictable(c.quiet, quietFor)
 	}
-	c.removeLocked(n)
+	if n != nil {
+		c.removeLocked(n)
+	}
 	return n
+}
+
+// evictable finds the connection that has been in the list for the longest; nil when none has been for long enough. One
+// that has sent something which is not read yet is not quiet, but waits for the processor.
+func evictable(from *list.List, since time.Duration) *connection {
+	const looks = 16 // a system call each
+	e := from.Front()
+	for range looks {
+		if e == nil || time.Since(e.Value.(*connection).since) < since {
+			return nil
+		}
+		if n := e.Value.(*connection); n.unread() == 0 {
+			return n
+		}
+		e = e.Next()
+	}
+	return nil
+}
+
+// unread returns how many bytes have come that nobody has read; 0 when the kernel does not tell.
+func (n *connection) unread() (bytes int) {
+	s, ok := n.Conn.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	if e := raw.Control(func(fd uintptr) { bytes, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); e != nil || err != nil {
+		return 0
+	}
+	return bytes
 }
 
 // shut closes a connection that was taken out, if there is one.
@@ -126,18 +166,14 @@ func (c *connections) shut(n *connection) {
 	}
 }
 
-func first(l *list.List) *connection {
-	if front := l.Front(); front != nil {
-		return front.Value.(*connection)
-	}
-	return nil
-}
-
 func (c *connections) listOf(n *connection) *list.List {
-	if n.spare {
+	switch {
+	case n.spare:
 		return c.waits
+	case n.used:
+		return c.quiet
 	}
-	return c.quiet
+	return c.silent
 }
 
 func (c *connections) quietenLocked(n *connection) {
@@ -177,11 +213,12 @@ func (c *connections) state(conn net.Conn, s http.ConnState) {
 	case c.all[n] == nil: // closed already
 	case s == http.StateActive:
 		c.rouseLocked(n)
+		n.used = true
 		if !n.spare {
 			break
 		}
 		if !c.roomLocked() {
-			evicted = c.evictLocked()
+			evicted = c.makeRoomLocked()
 		}
 		if c.roomLocked() {
 			n.spare = false

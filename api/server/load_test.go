@@ -174,6 +174,9 @@ func TestConnectionsWithoutARequestMakeRoom(t *testing.T) {
 	serve(t, s)
 	var held []net.Conn
 	for n := range 4 * limit {
+		if n%limit == 0 {
+			time.Sleep(200 * time.Millisecond) // who has only just come is left alone
+		}
 		conn := dial(t, s)
 		held = append(held, conn)
 		if n%2 == 0 { // half of a head
@@ -182,7 +185,7 @@ func TestConnectionsWithoutARequestMakeRoom(t *testing.T) {
 			}
 		}
 	}
-	time.Sleep(200 * time.Millisecond) // those that were in use a moment ago are left alone
+	time.Sleep(200 * time.Millisecond)
 	for range limit {
 		r, err := send(dial(t, s), authorised("GET /v1/policy", ""))
 		if err != nil || r.StatusCode != http.StatusOK {

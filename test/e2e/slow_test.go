@@ -120,7 +120,7 @@ func TestIdleConnectionsBeyondTheLimitShutNobodyOut(t *testing.T) {
 			}
 		}
 		if n%16 == 0 {
-			time.Sleep(200 * time.Millisecond) // those that were in use a moment ago are left alone
+			time.Sleep(1200 * time.Millisecond) // who has only just come, or was served, is left alone
 			x := i.exchange(1, i.authorised("shop", "GET "+fmt.Sprintf(readPath, subject, "order-fulfilment", "email"), ""))
 			if len(x.answers) != 1 || x.answers[0].Status != http.StatusOK {
 				t.Errorf("beside %d held ones: %.200s", n, x.raw)

@@ -45,7 +45,7 @@ func offer(ctx context.Context, address string, requests [][]byte, clients int, 
 			var mine []time.Duration
 			for n := range next {
 				sent := time.Now()
-				switch status, err := c.do(requests[n%len(requests)]); {
+				switch status, err := c.again(requests[n%len(requests)]); {
 				case err != nil:
 					cut.Add(1)
 				case status == 200:
@@ -119,6 +119,16 @@ func (c *client) close() {
 		c.conn.Close()
 		c.conn = nil
 	}
+}
+
+// again is do, repeated on a new connection when the one that was kept has been closed meanwhile, as HTTP clients do
+// with reads.
+func (c *client) again(request []byte) (status int, err error) {
+	kept := c.conn != nil
+	if status, err = c.do(request); err != nil && kept {
+		return c.do(request)
+	}
+	return status, err
 }
 
 func (c *client) do(request []byte) (status int, err error) {

@@ -93,6 +93,9 @@ func run(ctx context.Context, bin string, duration time.Duration, clients int, r
 	memory.Wait()
 	fmt.Printf("%4d clients, %.0f/s come: %s\n", clients, rate, r)
 	fmt.Printf("goodput %.0f/s, %.0f %% of the peak of %.0f/s\n", r.rate(r.good), 100*r.rate(r.good)/peak, peak)
+	if err := limits(ctx, s); err != nil {
+		return err
+	}
 	fmt.Printf("own memory at most: pdvault %d MB, pdkeys %d MB\n", vault>>20, keys>>20)
 
 	over := time.Now()
@@ -105,6 +108,20 @@ func run(ctx context.Context, bin string, duration time.Duration, clients int, r
 			return errors.New("10 s after the load a single read is not answered as before")
 		}
 	}
+}
+
+// limits prints what pdvault counted of its limits.
+func limits(ctx context.Context, s *stack.Stack) error {
+	a, err := s.Do(ctx, "security", "GET", "/metrics", nil)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(a.Body)) {
+		if strings.HasPrefix(line, "pdvault_http_shed_total") || strings.HasPrefix(line, "pdvault_http_connections_evicted_total") {
+			fmt.Print(line)
+		}
+	}
+	return nil
 }
 
 // reads creates people and returns a request for each that reads a field of theirs.
