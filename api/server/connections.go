@@ -16,9 +16,10 @@ import (
 )
 
 const (
-	// silentFor is how long a connection is left alone that has never had a request, and quietFor one that has: who uses
-	// one all the time has none for a moment between two, and to close it then would make a new one of every request.
-	silentFor = 100 * time.Millisecond
+	// silentFor is how long a connection is left alone that has never had a request, since a handshake over a distance
+	// takes its time; and quietFor one that has: who uses one all the time has none for a moment between two, and to
+	// close it then would make a new one of every request.
+	silentFor = 500 * time.Millisecond
 	quietFor  = time.Second
 	// sparePace is the time between two spare connections. What is refused must not take the processor from what is
 	// served; who comes faster waits in the kernel's queue.

@@ -40,13 +40,13 @@ type load struct {
 
 func newLoad(c Config) *load {
 	return &load{
-		metrics: c.Metrics, log: c.Logger, wait: maxWait, most: int64(c.MaxConnections), capacity: int64(c.MaxInFlight),
+		metrics: c.Metrics, log: c.Logger, wait: maxWait, most: 2 * int64(c.MaxConnections), capacity: int64(c.MaxInFlight),
 		slots: semaphore.NewWeighted(int64(c.MaxInFlight)), large: semaphore.NewWeighted(maxLarge),
 	}
 }
 
 // enter counts a request of any kind; leave must follow. HTTP/2 carries many requests in one connection, so the bound
-// on connections is none on requests.
+// on connections, spare ones included, is none on requests.
 func (l *load) enter() bool { return l.requests.Add(1) <= l.most }
 
 func (l *load) leave() { l.requests.Add(-1) }

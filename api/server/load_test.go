@@ -175,7 +175,7 @@ func TestConnectionsWithoutARequestMakeRoom(t *testing.T) {
 	var held []net.Conn
 	for n := range 4 * limit {
 		if n%limit == 0 {
-			time.Sleep(200 * time.Millisecond) // who has only just come is left alone
+			time.Sleep(600 * time.Millisecond) // who has only just come is left alone
 		}
 		conn := dial(t, s)
 		held = append(held, conn)
@@ -185,7 +185,7 @@ func TestConnectionsWithoutARequestMakeRoom(t *testing.T) {
 			}
 		}
 	}
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(600 * time.Millisecond)
 	for range limit {
 		r, err := send(dial(t, s), authorised("GET /v1/policy", ""))
 		if err != nil || r.StatusCode != http.StatusOK {
