@@ -29,9 +29,9 @@ require (
 	go.opentelemetry.io/otel/trace v1.47.0 // W3C trace context
 	go.yaml.in/yaml/v3 v3.0.6 // the OpenAPI document in tests
 	golang.org/x/mod v0.42.0 // Merkle tree (tlog) and signed notes (note)
-	golang.org/x/net v0.62.0 // bound on open connections
-	golang.org/x/sync v0.24.0 // bounded groups of goroutines
-	golang.org/x/sys v0.49.0 // statfs, peer credentials, core-dump limits
+	golang.org/x/net v0.62.0 // bound on open connections of the second listener; frames of HTTP/2 in tests
+	golang.org/x/sync v0.24.0 // bounded groups of goroutines, weighted semaphores
+	golang.org/x/sys v0.49.0 // statfs, peer credentials, core-dump limits, unread bytes of a socket
 	golang.org/x/term v0.47.0 // whether output goes to a terminal
 	golang.org/x/text v0.43.0 // Unicode normalisation and case folding
 	golang.org/x/time v0.16.0 // budgets of callers

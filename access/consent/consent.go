@@ -102,6 +102,10 @@ func Load(r kv.Reader, subject uuid.UUID) (*List, error) {
 	if err := json.Unmarshal(l.raw, &l.Consents, json.RejectUnknownMembers(true)); err != nil {
 		return nil, fmt.Errorf("%w: list cannot be decoded", ErrIntegrity)
 	}
+	// A row is only kept while there is a consent, so an empty one has lost some; and consents are nobody else's.
+	if len(l.Consents) == 0 || slices.ContainsFunc(l.Consents, func(c Consent) bool { return c.Subject != subject || c.ID == uuid.Nil }) {
+		return nil, fmt.Errorf("%w: list is not that of the subject", ErrIntegrity)
+	}
 	return l, nil
 }
 

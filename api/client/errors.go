@@ -107,7 +107,7 @@ func problemOf(r *http.Response, body []byte) *Error {
 		return e
 	}
 	if s, err := strconv.Atoi(r.Header.Get("Retry-After")); err == nil && s > 0 {
-		e.RetryAfter = time.Duration(s) * time.Second
+		e.RetryAfter = time.Duration(min(s, 86400)) * time.Second
 	}
 	e.wraps = meaning(&e.Problem)
 	return e

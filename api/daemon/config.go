@@ -28,6 +28,12 @@ type Config struct {
 	} `koanf:"tls"`
 	// MetricsListen serves /metrics and nothing else, without authentication; empty: not served apart.
 	MetricsListen string `koanf:"metrics_listen"`
+	// Limits bound what is under way at once.
+	Limits struct {
+		Connections int `koanf:"connections"` // open connections. 0 means 1,024
+		// InFlight is how many requests are worked on; one with a large body counts more than once. 0 means 512.
+		InFlight int `koanf:"in_flight"`
+	} `koanf:"limits"`
 	// Store is the data store.
 	Store StoreConfig `koanf:"store"`
 	// Sidecar is where pdkeys listens.
@@ -123,6 +129,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Store.Memtable < 0 {
 		errs = append(errs, errors.New("store.memtable must not be negative"))
+	}
+	if c.Limits.Connections < 0 || c.Limits.InFlight < 0 {
+		errs = append(errs, errors.New("limits must not be negative"))
 	}
 	if c.Ledger.KeyOverlap < 0 {
 		errs = append(errs, errors.New("ledger.key_overlap must not be negative"))

@@ -59,6 +59,9 @@ func TestAConfigurationThatIsUnsafeOrMistypedIsRefused(t *testing.T) {
 		{"metrics to everybody", valid + "metrics_listen: 0.0.0.0:9090\n", "loopback"},
 		{"unknown level", valid + "log: {level: loud}\n", "log.level"},
 		{"negative limit", strings.Replace(valid, "{dir: data}", "{dir: data, ballast: -1}", 1), "negative"},
+		{"negative limit of connections", valid + "limits: {connections: -1}\n", "limits must not be negative"},
+		{"negative limit of requests", valid + "limits: {in_flight: -1}\n", "limits must not be negative"},
+		{"limit in words", valid + "limits: {in_flight: many}\n", "in_flight"},
 		{"instance that breaks the origin", strings.Replace(valid, "main", "a/b", 1), "instance"},
 		{"no YAML", "\t{", ""},
 	} {

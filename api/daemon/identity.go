@@ -75,6 +75,9 @@ func parseIdentity(raw []byte) (id identity, err error) {
 	if err := json.Unmarshal(raw, &id, json.RejectUnknownMembers(true)); err != nil {
 		return identity{}, fmt.Errorf("%w: identity cannot be decoded", kv.ErrIntegrity)
 	}
+	if id.Instance == "" || id.Origin == "" || id.Verifier == "" || len(id.Protected) == 0 {
+		return identity{}, fmt.Errorf("%w: identity is incomplete", kv.ErrIntegrity)
+	}
 	id.raw = raw
 	return id, nil
 }

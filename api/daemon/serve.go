@@ -147,6 +147,7 @@ func (d *Daemon) serverConfig() (server.Config, error) {
 		},
 		Broker: d.broker, Authenticator: tokens, Listen: d.config.Listen, MetricsListen: d.config.MetricsListen,
 		Registry: d.registry, Checks: d.checks(), Logger: d.log, Backup: d.Backup,
+		MaxConnections: d.config.Limits.Connections, MaxInFlight: d.config.Limits.InFlight,
 	}
 	if d.config.TLS.CertFile != "" {
 		certificate, err := tls.LoadX509KeyPair(d.config.TLS.CertFile, d.config.TLS.KeyFile)

@@ -33,8 +33,9 @@ const (
 
 func invalid(field, why string) error { return &access.FieldError{Field: field, Why: why} }
 
-// readBody reads the body of r: at most limit bytes, of the media type, not empty unless optional.
-func readBody(w http.ResponseWriter, r *http.Request, media string, limit int64, optional bool) ([]byte, error) {
+// readBody reads the body of r: at most limit bytes, of the media type, not empty unless optional. It takes no more
+// memory than has come: large is asked before more than smallBody is kept, and its error ends the reading.
+func readBody(w http.ResponseWriter, r *http.Request, media string, limit int64, optional bool, large func() error) ([]byte, error) {
 	if r.ContentLength == 0 && optional {
 		return nil, nil
 	}
@@ -49,20 +50,48 @@ func readBody(w http.ResponseWriter, r *http.Request, media string, limit int64,
 	}
 	var body []byte
 	var err error
-	if n := r.ContentLength; n >= 0 {
-		body = make([]byte, n)
-		_, err = io.ReadFull(r.Body, body)
+	if r.ContentLength >= 0 {
+		body, err = readSized(r.Body, r.ContentLength, large)
 	} else {
-		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+		body, err = readUnsized(http.MaxBytesReader(w, r.Body, limit), large)
 	}
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
 		return nil, errTooLarge
+	case errors.Is(err, errBusy):
+		return nil, err
 	case err != nil:
 		return nil, invalid("", "body ended early or came too slowly")
 	}
 	return body, nil
+}
+
+// readSized reads size bytes.
+func readSized(r io.Reader, size int64, large func() error) ([]byte, error) {
+	body := make([]byte, min(size, smallBody))
+	if _, err := io.ReadFull(r, body); err != nil || size <= smallBody {
+		return body, err
+	}
+	if err := large(); err != nil {
+		return nil, err
+	}
+	body = append(make([]byte, 0, size), body...)[:size]
+	_, err := io.ReadFull(r, body[smallBody:])
+	return body, err
+}
+
+// readUnsized reads to the end, which r bounds.
+func readUnsized(r io.Reader, large func() error) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r, smallBody))
+	if err != nil || len(body) < smallBody {
+		return body, err
+	}
+	if err := large(); err != nil {
+		return nil, err
+	}
+	rest, err := io.ReadAll(r)
+	return append(body, rest...), err
 }
 
 // checkMedia accepts media alone, or with charset=utf-8.

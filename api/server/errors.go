@@ -81,6 +81,7 @@ var table = [...]Mapping{
 	{access.ErrBatchTooLarge, 413, api.ProblemBatchTooLarge, "The answer would be too large: read the rest in another batch", 0},
 	{kv.ErrTooLarge, 413, api.ProblemTooLarge, "Request is too large", 0},
 	{ledger.ErrEntryTooLarge, 413, api.ProblemTooLarge, "Request is too large", 0},
+	{errBusy, 503, api.ProblemBusy, "The server is busy: try again", 1},
 	{access.ErrBusy, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
 	{kv.ErrConflict, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
 	{vault.ErrStale, 503, api.ProblemBusy, "State changed repeatedly: try again", 1},
@@ -216,6 +217,7 @@ func (q *call) fail(err error) {
 	p, m := problemOf(q.ctx, err)
 	p.TraceID, p.RequestID = q.request.Trace, q.id
 	q.problem = p.Type
+	q.discard()
 	h := q.gin.Writer.Header()
 	if m.RetryAfter > 0 {
 		h["Retry-After"] = []string{strconv.Itoa(m.RetryAfter)}
@@ -226,7 +228,7 @@ func (q *call) fail(err error) {
 	if p.AccessRecord != nil {
 		h[api.HeaderAccessRecord] = []string{strconv.FormatInt(*p.AccessRecord, 10)}
 	}
-	if m.Status >= 500 && m.Status != http.StatusGatewayTimeout {
+	if m.Status >= 500 && m.Status != http.StatusGatewayTimeout && !errors.Is(err, errBusy) {
 		q.server.log.LogAttrs(q.ctx, levelOf(m.Status), "request failed", failureAttrs(q, p.Type, err)...)
 	}
 	q.write(m.Status, mediaProblem, encodeProblem(&p))

@@ -43,6 +43,7 @@ type Route struct {
 	optional bool     // the body may be absent
 	open     bool     // needs no authentication
 	roles    []string // that may call it, when that is not the broker's to say
+	large    bool     // the answer may take much memory
 
 	run     func(*call) (reply, error)
 	metrics routeMetrics
@@ -58,6 +59,8 @@ type call struct {
 	request access.Request
 	query   parameters
 	body    []byte
+	read    bool   // the body was read to its end
+	large   bool   // counts among what takes much memory
 	problem string // type of the problem that it was answered with; empty: none
 }
 
@@ -109,7 +112,8 @@ func (s *Server) handle(route *Route) gin.HandlerFunc {
 		q := call{server: s, gin: c, ctx: ctx, route: route, id: newRequestID()}
 		defer s.finish(&q, start)
 		q.identify()
-		setHeaders(c.Writer.Header(), q.id, c.Request.TLS != nil)
+		q.begin()
+		defer q.leave()
 		r, err := q.serve()
 		if err != nil {
 			q.fail(err)
@@ -119,7 +123,13 @@ func (s *Server) handle(route *Route) gin.HandlerFunc {
 	}
 }
 
+// always reports whether a call is answered whatever else is under way: it costs little, and tells how things are.
+func (r *Route) always() bool { return r.open || len(r.roles) > 0 }
+
 func (q *call) serve() (reply, error) {
+	if err := q.enter(); err != nil {
+		return reply{}, err
+	}
 	if err := q.authenticate(); err != nil {
 		return reply{}, err
 	}
@@ -133,15 +143,29 @@ func (q *call) serve() (reply, error) {
 		if media == "" {
 			media = mediaJSON
 		}
-		if q.body, err = readBody(q.gin.Writer, r, media, route.body, route.optional); err != nil {
+		if q.body, err = readBody(q.gin.Writer, r, media, route.body, route.optional, q.takeLarge); err != nil {
 			return reply{}, err
 		}
+		q.read = true
 		if len(q.body) == 0 && !route.optional {
 			return reply{}, invalid("", "a body is required")
 		}
 	} else if r.ContentLength != 0 {
 		return reply{}, invalid("", "this call takes no body")
 	}
+	if route.always() {
+		return route.run(q)
+	}
+	if route.large {
+		if err := q.takeLarge(); err != nil {
+			return reply{}, err
+		}
+	}
+	weight := q.server.load.weightOf(len(q.body))
+	if err := q.server.load.begin(q.ctx, weight); err != nil {
+		return reply{}, err
+	}
+	defer q.server.load.done(weight)
 	return route.run(q)
 }
 
@@ -204,7 +228,19 @@ var (
 	headerNoReferrer = []string{"no-referrer"}
 	headerHSTS       = []string{"max-age=31536000"}
 	headerJSON       = []string{mediaJSON}
+	headerClose      = []string{"close"}
 )
+
+// begin sets the headers that every answer has.
+func (q *call) begin() {
+	r, h := q.gin.Request, q.gin.Writer.Header()
+	setHeaders(h, q.id, r.TLS != nil)
+	// A request with a length and chunks has chunks, says RFC 9112, and its answer the end of the connection: who reads
+	// it by the length takes the rest for something else. net/http has thrown the length away by now, and goes on.
+	if len(r.TransferEncoding) > 0 || onSpare(q.ctx) {
+		h["Connection"] = headerClose
+	}
+}
 
 func setHeaders(h http.Header, requestID string, secure bool) {
 	h["Cache-Control"] = headerNoStore

@@ -22,6 +22,11 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
 	registry *prometheus.Registry
+
+	inFlight    prometheus.Gauge
+	shed        *prometheus.CounterVec
+	connections prometheus.Gauge
+	evicted     prometheus.Counter
 }
 
 // NewMetrics registers the collectors on registry, which is also what /metrics shows.
@@ -35,8 +40,20 @@ func NewMetrics(registry *prometheus.Registry) (*Metrics, error) {
 			Name: "pdvault_http_request_duration_seconds", Help: "Time to answer, from the parsed head to the written body.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
 		}, []string{"method", "route"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pdvault_http_in_flight", Help: "What is used of limits.in_flight.",
+		}),
+		shed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pdvault_http_shed_total", Help: "Requests and connections that were refused since too much was under way, by the limit that was met.",
+		}, []string{"limit"}),
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pdvault_http_connections", Help: "Open connections.",
+		}),
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pdvault_http_connections_evicted_total", Help: "Connections without a request that were closed to make room.",
+		}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.latency} {
+	for _, c := range []prometheus.Collector{m.requests, m.latency, m.inFlight, m.shed, m.connections, m.evicted} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("registering metrics: %w", err)
 		}

@@ -26,7 +26,7 @@ func (s *Server) register(r *gin.Engine) {
 		{Method: put, Path: "/v1/subjects/:id/restriction", body: api.MaxBody, run: endpoint(restrict)},
 		{Method: del, Path: "/v1/subjects/:id/restriction", body: api.MaxBody, optional: true, run: endpoint(unrestrict)},
 
-		{Method: post, Path: "/v1/reads", body: api.MaxRecordBody, run: endpoint(readBatch)},
+		{Method: post, Path: "/v1/reads", body: api.MaxRecordBody, large: true, run: endpoint(readBatch)},
 		{Method: post, Path: "/v1/lookups", body: api.MaxBody, run: endpoint(lookup)},
 		{Method: post, Path: "/v1/verifications", body: api.MaxBody, run: endpoint(verifyValue)},
 		{Method: post, Path: "/v1/access-checks", body: api.MaxBody, run: endpoint(checkAccess)},
@@ -77,7 +77,7 @@ func (s *Server) refuse(err error) gin.HandlerFunc {
 		q := call{server: s, gin: c, ctx: c.Request.Context(), route: route, id: newRequestID()}
 		defer s.finish(&q, start)
 		q.identify()
-		setHeaders(c.Writer.Header(), q.id, c.Request.TLS != nil)
+		q.begin()
 		q.fail(err)
 	}
 }

@@ -118,6 +118,7 @@ type Config struct {
 	Issuer Issuer // for consent receipts; zero: they name the operator as "operator"
 
 	MaxConnections  int           // 0: 1,024
+	MaxInFlight     int           // requests that the broker works on at once, weighed by their bodies. 0: 512
 	RequestTimeout  time.Duration // of one request. 0: 10 s
 	ShutdownTimeout time.Duration // for requests in flight when Serve ends. 0: 10 s
 	Now             func() time.Time
@@ -140,6 +141,7 @@ type Server struct {
 	access  *slog.Logger
 	metrics *Metrics
 	ready   readiness
+	load    *load
 	engine  *gin.Engine
 	routes  []Route
 
@@ -157,6 +159,8 @@ func New(c Config) (*Server, error) {
 		return nil, errors.New("server: a Broker is required")
 	case c.Authenticator == nil:
 		return nil, errors.New("server: an Authenticator is required")
+	case c.MaxConnections < 0 || c.MaxInFlight < 0:
+		return nil, errors.New("server: limits must not be negative")
 	}
 	if c.Registry == nil {
 		c.Registry = prometheus.NewRegistry()
@@ -174,6 +178,9 @@ func New(c Config) (*Server, error) {
 	if c.MaxConnections == 0 {
 		c.MaxConnections = 1024
 	}
+	if c.MaxInFlight == 0 {
+		c.MaxInFlight = maxInFlight
+	}
 	if c.RequestTimeout == 0 {
 		c.RequestTimeout = 10 * time.Second
 	}
@@ -188,7 +195,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		broker: c.Broker, auth: c.Authenticator, config: c, log: c.Logger, access: c.AccessLog,
-		metrics: c.Metrics, ready: readiness{checks: c.Checks, now: c.Now},
+		metrics: c.Metrics, ready: readiness{checks: c.Checks, now: c.Now}, load: newLoad(c),
 	}
 	s.engine = s.newEngine()
 	s.http = s.newHTTP(s.engine)
@@ -225,6 +232,8 @@ func (s *Server) newHTTP(h http.Handler) *http.Server {
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100, MaxReadFrameSize: 64 << 10},
+		// OPTIONS * is refused like any other call that there is not.
+		DisableGeneralOptionsHandler: true,
 		// net/http quotes addresses, and sometimes bytes of a request, in its own messages.
 		ErrorLog: slog.NewLogLogger(redacting{s.log.Handler()}, slog.LevelDebug),
 	}
@@ -256,7 +265,8 @@ func (s *Server) Open() error {
 		}
 		s.opsLsnr = netutil.LimitListener(ops, 64)
 	}
-	s.listener = netutil.LimitListener(l, s.config.MaxConnections)
+	c := newConnections(l, s.config.MaxConnections, s.metrics)
+	s.listener, s.http.ConnState, s.http.ConnContext = c, c.state, c.context
 	return nil
 }
 

@@ -1,14 +1,14 @@
 package hcvault
 
 import (
-	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/go-json-experiment/json"
 
 	"github.com/prototypster/pdvault/vault/kv"
 )
@@ -126,9 +126,7 @@ func newID() string {
 
 // decodeSecret parses a secret of ours and refuses every other.
 func decodeSecret(s *secret, into any, format func() int) error {
-	d := json.NewDecoder(bytes.NewReader(s.data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil || format() != storeFormat {
+	if err := json.Unmarshal(s.data, into, json.RejectUnknownMembers(true)); err != nil || format() != storeFormat {
 		return fmt.Errorf("a secret of an unknown format: %w", kv.ErrIntegrity)
 	}
 	return nil
@@ -180,7 +178,7 @@ func appendDelete(b []byte, key string) []byte {
 func decodeWrites(b []byte, set func(key string, value []byte), remove func(key string)) error {
 	field := func(limit int) ([]byte, bool) {
 		n, size := binary.Uvarint(b)
-		if size <= 0 || n > uint64(limit) || n > uint64(len(b)-size) {
+		if size <= 0 || n > uint64(limit) || n > uint64(len(b)-size) || size > 1 && b[size-1] == 0 { // no byte more than it needs
 			return nil, false
 		}
 		f := b[size : size+int(n)]

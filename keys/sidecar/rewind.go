@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -108,6 +109,13 @@ func parseRewound(b []byte) ([]Rewound, error) {
 		}
 		lost.Origin = ""
 		all = append(all, Rewound{Lost: lost, Size: size, At: at, Keys: strings.Fields(five[4])})
+	}
+	again := []byte(headRewound)
+	for _, r := range all {
+		again = r.append(again)
+	}
+	if !bytes.Equal(again, b) { // numbers and times have other spellings, which we do not write
+		return nil, damaged
 	}
 	return all, nil
 }

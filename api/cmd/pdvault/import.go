@@ -443,7 +443,8 @@ func openState(path, identity string, restart bool) (*state, error) {
 		return nil, fmt.Errorf("reading the state file: %w", err)
 	}
 	var st state
-	if err := json.Unmarshal(raw, &st, json.RejectUnknownMembers(true)); err != nil || st.Format != stateFormat {
+	if err := json.Unmarshal(raw, &st, json.RejectUnknownMembers(true)); err != nil || st.Format != stateFormat ||
+		min(st.Offset, st.OutBytes, st.RejectBytes, st.Lines, st.Created, st.Rejected) < 0 {
 		return nil, fmt.Errorf("%s is not the state of an import; --restart begins anew", path)
 	}
 	if st.Input != identity {
