@@ -2,6 +2,7 @@ package hcvault_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
@@ -552,12 +553,13 @@ func TestStoreOutage(t *testing.T) {
 			if err := put(s, map[string]string{"k": value}); err != nil {
 				return err
 			}
-			return errTestDone
+			got, err := all(s)
+			if err == nil && got["k"] != value {
+				t.Errorf("k is %q, want %q", got["k"], value)
+			}
+			return cmp.Or(err, errTestDone)
 		}, errTestDone)
 		wantErr(t, err, errTestDone)
-		if got, err := all(s); err != nil || got["k"] != value {
-			t.Errorf("k is %q, want %q, error %v", got["k"], value, err)
-		}
 	}
 
 	if err := server.Seal(ctx); err != nil {
