@@ -329,8 +329,6 @@ func (w *worker) consent(ctx context.Context, p *person) {
 	}
 }
 
-const erasurePending = "urn:pdvault:problem:erasure-pending"
-
 func (w *worker) erase(ctx context.Context, p *person) {
 	p.erasing = true
 	a := w.l.ask(ctx, "privacy", "DELETE", "/v1/subjects/"+p.id, `{"reason":"subject-request"}`)
@@ -341,11 +339,4 @@ func (w *worker) erase(ctx context.Context, p *person) {
 	default:
 		w.l.fail("erasure of person %d: %d %s", p.n, a.Status, a.Body)
 	}
-}
-
-// problem is the type of a problem document.
-func problem(body []byte) string {
-	var p struct{ Type string }
-	_ = json.Unmarshal(body, &p) // what is none has no type
-	return p.Type
 }
