@@ -21,6 +21,7 @@ type Load struct {
 	next    *atomic.Int64 // number of the next person
 
 	requests, acknowledged atomic.Int64
+	doubt                  atomic.Bool // whatever is answered now is taken for no answer
 
 	mu     sync.Mutex // guards the rest
 	served []int64    // records of reads that were served, since the last check
@@ -164,7 +165,7 @@ func (l *Load) ask(ctx context.Context, caller, method, path, body string, heade
 		raw = []byte(body)
 	}
 	a, err := l.w.Do(ctx, caller, method, path, raw, header...)
-	if err != nil {
+	if err != nil || l.doubt.Load() {
 		return stack.Answer{}
 	}
 	if a.Status < 300 {
