@@ -18,7 +18,8 @@ type Verdict struct {
 	Refused   bool // to start, with words that say how to go on
 	Integrity int  // answers that say that stored data contradicts itself
 	Broken    []string
-	Said      string // of a refusal
+	Said      string   // of a refusal
+	Crashes   []string // that were allowed
 }
 
 func (v *Verdict) broken(format string, args ...any) {
@@ -58,7 +59,9 @@ const readyWithin = 60 * time.Second
 func (l *Load) Check(ctx context.Context, allow Allow) (v Verdict) {
 	defer func() {
 		for _, c := range l.w.Crashes() {
-			if !allow.Crash {
+			if allow.Crash {
+				v.Crashes = append(v.Crashes, c)
+			} else {
 				v.broken("a program crashed: %s", c)
 			}
 		}

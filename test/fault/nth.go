@@ -165,7 +165,7 @@ func (s *sweeper) try(ctx context.Context, program string, op operation, kind ca
 	if hits > 0 || len(v.Broken) > 0 {
 		s.r.add(v, what)
 	}
-	s.t.log("%d: %s: broken %q", s.r.Count, what, v.Broken)
+	s.t.log("%d: %s: broken %q, crashes %.400q", s.r.Count, what, v.Broken, v.Crashes)
 	return hits, nil
 }
 
