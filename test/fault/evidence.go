@@ -79,6 +79,10 @@ func (l *Load) checkRotations(ctx context.Context, v *Verdict) {
 	v.broken("rotations do not end: %s", tail(string(last)))
 }
 
+// statusTries is how often a sidecar is asked for its keys: on a machine that does other things as well, the answer may
+// come too late.
+const statusTries = 3
+
 // verifyLedger exports the log and has pdaudit verify it with the keys that the sidecar names.
 func (l *Load) verifyLedger(ctx context.Context) error {
 	w := l.w
@@ -86,7 +90,14 @@ func (l *Load) verifyLedger(ctx context.Context) error {
 	if err := errors.Join(os.RemoveAll(dir), os.WriteFile(token, []byte(w.Token("auditor")+"\n"), 0o600)); err != nil {
 		return err
 	}
-	status, err := w.Output(ctx, "pdkeys", "status", "--config", w.Path("pdkeys.yaml"))
+	var status []byte
+	var err error
+	for range statusTries {
+		if status, err = w.Output(ctx, "pdkeys", "status", "--config", w.Path("pdkeys.yaml")); err == nil {
+			break
+		}
+		time.Sleep(time.Second)
+	}
 	if err != nil {
 		return fmt.Errorf("asking for the public keys: %w", err)
 	}
