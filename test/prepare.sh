@@ -3,7 +3,7 @@
 # Elsewhere it says what is missing; the tests that need it are then skipped, and counted.
 set -euo pipefail
 
-declare -A packages=([strace]=strace [curl]=curl [mkfs.ext4]=e2fsprogs)
+declare -A packages=([strace]=strace [curl]=curl [mkfs.ext4]=e2fsprogs [losetup]=mount)
 missing=()
 for command in "${!packages[@]}"; do
 	command -v "$command" >/dev/null || missing+=("${packages[$command]}")

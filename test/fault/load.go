@@ -21,6 +21,7 @@ type Load struct {
 	next    *atomic.Int64 // number of the next person
 
 	requests, acknowledged atomic.Int64
+	doubt                  atomic.Bool // whatever is answered now is taken for no answer
 
 	mu     sync.Mutex // guards the rest
 	served []int64    // records of reads that were served, since the last check
@@ -164,7 +165,7 @@ func (l *Load) ask(ctx context.Context, caller, method, path, body string, heade
 		raw = []byte(body)
 	}
 	a, err := l.w.Do(ctx, caller, method, path, raw, header...)
-	if err != nil {
+	if err != nil || l.doubt.Load() {
 		return stack.Answer{}
 	}
 	if a.Status < 300 {
@@ -329,8 +330,6 @@ func (w *worker) consent(ctx context.Context, p *person) {
 	}
 }
 
-const erasurePending = "urn:pdvault:problem:erasure-pending"
-
 func (w *worker) erase(ctx context.Context, p *person) {
 	p.erasing = true
 	a := w.l.ask(ctx, "privacy", "DELETE", "/v1/subjects/"+p.id, `{"reason":"subject-request"}`)
@@ -341,11 +340,4 @@ func (w *worker) erase(ctx context.Context, p *person) {
 	default:
 		w.l.fail("erasure of person %d: %d %s", p.n, a.Status, a.Body)
 	}
-}
-
-// problem is the type of a problem document.
-func problem(body []byte) string {
-	var p struct{ Type string }
-	_ = json.Unmarshal(body, &p) // what is none has no type
-	return p.Type
 }

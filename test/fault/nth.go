@@ -165,7 +165,7 @@ func (s *sweeper) try(ctx context.Context, program string, op operation, kind ca
 	if hits > 0 || len(v.Broken) > 0 {
 		s.r.add(v, what)
 	}
-	s.t.log("%d: %s: broken %q", s.r.Count, what, v.Broken)
+	s.t.log("%d: %s: broken %q, crashes %.400q", s.r.Count, what, v.Broken, v.Crashes)
 	return hits, nil
 }
 
@@ -212,10 +212,17 @@ func attach(ctx context.Context, pid int, out string, kind calls, n int) (*trace
 	return t, nil
 }
 
+const detachTime = 5 * time.Second
+
 // detach lets the process go and returns how many calls have failed.
 func (t *tracer) detach() (hits int, err error) {
 	_ = t.cmd.Process.Signal(syscall.SIGTERM) // it may have ended with the process
-	<-t.read
+	select {
+	case <-t.read:
+	case <-time.After(detachTime): // it waits for a thread that a fault has left behind
+		_ = t.cmd.Process.Kill()
+		<-t.read
+	}
 	_ = t.cmd.Wait() // with the signal
 	b, err := os.ReadFile(t.out)
 	return bytes.Count(b, []byte("(INJECTED)")), err

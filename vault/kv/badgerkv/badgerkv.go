@@ -37,6 +37,7 @@ type Store struct {
 	log     *slog.Logger
 	lock    *os.File // the sentinel, flocked as long as the store is open
 	commits *occ.Log
+	flight  *flight
 	space   *spaceGuard
 
 	damage atomic.Int64          // reads that met damage
@@ -60,7 +61,11 @@ func (s *Store) View(ctx context.Context, fn func(kv.Reader) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	r := newReader(s, s.db.NewTransaction(false))
+	txn, err := s.snapshot(false)
+	if err != nil {
+		return err
+	}
+	r := newReader(s, txn)
 	defer r.discard()
 	if err := fn(r); err != nil {
 		return err
@@ -86,7 +91,11 @@ func (s *Store) try(ctx context.Context, fn func(kv.Writer) error) (conflict boo
 		return false, err
 	}
 	tx := s.commits.Begin() // before the snapshot, see occ
-	w := newWriter(s, s.db.NewTransaction(true), tx)
+	txn, err := s.snapshot(true)
+	if err != nil {
+		return false, err
+	}
+	w := newWriter(s, txn, tx)
 	defer w.discard()
 	if err := fn(w); err != nil {
 		return false, err
@@ -112,10 +121,12 @@ func (s *Store) try(ctx context.Context, fn func(kv.Writer) error) (conflict boo
 // outside of that order, so that Badger can write several commits in one go.
 func (s *Store) commit(ctx context.Context, tx *occ.Tx, txn *badger.Txn) (conflict bool, err error) {
 	done := make(chan error, 1)
+	var away *takeoff
 	err = s.commits.Commit(tx, func() error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		away = s.flight.begin()
 		// CommitWith takes the commit timestamp before it returns; only the sync happens later.
 		txn.CommitWith(func(err error) { done <- err })
 		return nil
@@ -123,7 +134,16 @@ func (s *Store) commit(ctx context.Context, tx *occ.Tx, txn *badger.Txn) (confli
 	if err != nil {
 		return errors.Is(err, kv.ErrConflict), err
 	}
-	switch err := <-done; {
+	err = <-done
+	if s.opts.hooks.committed != nil {
+		err = s.opts.hooks.committed(err)
+	}
+	if errors.Is(err, badger.ErrConflict) {
+		s.flight.refused(away)
+	} else {
+		defer s.flight.end(away)
+	}
+	switch {
 	case err == nil:
 		return false, nil
 	case errors.Is(err, badger.ErrConflict):
@@ -152,10 +172,18 @@ func (s *Store) enter() error {
 	if s.closed {
 		return kv.ErrClosed
 	}
-	if err := s.failed.Load(); err != nil {
-		return fmt.Errorf("badgerkv: stopped after a failed commit: %w", kv.ErrIntegrity)
+	if err := s.stopped(); err != nil {
+		return err
 	}
 	s.running.Add(1)
+	return nil
+}
+
+// stopped refuses everything after a failed commit.
+func (s *Store) stopped() error {
+	if s.failed.Load() != nil {
+		return fmt.Errorf("badgerkv: stopped after a failed commit: %w", kv.ErrIntegrity)
+	}
 	return nil
 }
 

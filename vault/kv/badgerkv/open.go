@@ -113,7 +113,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func newStore(o Options, lim limits, db *badger.DB, lock *os.File, id string) *Store {
 	return &Store{
 		id: id, db: db, opts: o, log: o.Logger, lock: lock,
-		commits: occ.NewLog(), space: newSpaceGuard(o, lim),
+		commits: occ.NewLog(), flight: newFlight(db), space: newSpaceGuard(o, lim),
 	}
 }
 

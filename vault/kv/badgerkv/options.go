@@ -82,6 +82,7 @@ type hooks struct {
 	noSync     bool // the negative control: a store that loses acknowledged writes
 	skipVerify bool // lets noSync past the check that would refuse it
 	statfs     func(dir string) (fsInfo, error)
+	committed  func(error) error // gets the outcome of each commit, and returns the one to believe
 }
 
 func (o Options) withDefaults() (Options, error) {

@@ -35,6 +35,7 @@ func main() {
 	}
 	kills := flag.Int("kills", 0, "how often programs are killed")
 	cuts := flag.Int("cuts", 0, "how often the power is cut")
+	dying := flag.Int("dying", 0, "how often a disk dies under programs that go on")
 	flips := flag.Int("flips", 0, "how many bits are flipped")
 	losses := flag.Int("losses", 0, "how many files are removed, cut or made older, at most")
 	fills := flag.Int("fills", 0, "how often a disk is filled")
@@ -54,6 +55,7 @@ func main() {
 	list := []harness{
 		{"kill -9", *kills, none, fault.Kills, fault.ControlCheckers},
 		{"power cut", *cuts, disks, func(ctx context.Context, t fault.Trial) (fault.Result, error) { return fault.Cuts(ctx, t) }, fault.ControlCut},
+		{"dying disk", *dying, disks, fault.Dying, fault.ControlCut},
 		{"flipped bit", *flips, none, fault.Flips, fault.ControlLosses},
 		{"lost, cut or older file", *losses, none, fault.Losses, fault.ControlLosses},
 		{"n-th call fails", sweeps, fault.StraceMissing, fault.Sweep, fault.ControlSweep},
