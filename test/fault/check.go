@@ -134,6 +134,9 @@ type result struct {
 
 const batch = 500
 
+// notNow are refusals that pass.
+var notNow = map[int]bool{http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true, http.StatusTooManyRequests: true}
+
 // readAll reads people for a purpose. A result of "not now" is asked for again.
 func (l *Load) readAll(ctx context.Context, v *Verdict, purpose string, fields string, people []*person, look func(*person, result)) {
 	for part := range slices.Chunk(people, batch) {
@@ -166,7 +169,7 @@ func (l *Load) readAll(ctx context.Context, v *Verdict, purpose string, fields s
 				switch {
 				case r.Read == nil && r.Problem == nil:
 					v.broken("a read has neither a result nor a problem")
-				case r.Problem != nil && !over && (r.Problem.Status == http.StatusServiceUnavailable || r.Problem.Status == http.StatusGatewayTimeout):
+				case r.Problem != nil && !over && notNow[r.Problem.Status]:
 					again = append(again, part[n])
 				case r.Problem != nil && r.Problem.Type == integrityProblem:
 					v.Integrity++
