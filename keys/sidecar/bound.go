@@ -179,6 +179,11 @@ func (w *witness) rotate(ctx context.Context, req *keyspb.RotateLedgerRequest) (
 	if err != nil || seen.stale || bytes.Equal(next.format(), bound.format()) {
 		return seen, err
 	}
+	if next.newest() != bound.newest() {
+		if err := w.rememberFirst(ctx, bound); err != nil {
+			return outcome{}, err
+		}
+	}
 	// After a failed save either state may be what was kept; both were asked for by those who may ask.
 	if err := w.ring.SaveState(context.WithoutCancel(ctx), stateBound, next.format()); err != nil {
 		return outcome{}, refuse(fmt.Errorf("saving the ledger's binding: %w: %w", err, keys.ErrUnavailable), whyNotSaved)
@@ -192,12 +197,28 @@ func (w *witness) rotate(ctx context.Context, req *keyspb.RotateLedgerRequest) (
 // stateRotated remembers for which job the ledger's key was changed last, and to which: three lines,
 //
 //	pdvault/ledger-rotated/v1
-//	<id of the job>
+//	<id of the job, or - for the first key there was>
 //	<note verifier key of the ledger>
 const (
 	stateRotated = "sidecar/ledger-rotated"
 	headRotated  = "pdvault/ledger-rotated/v1\n"
 )
+
+// rememberFirst notes, durably, which key was the first, before it is replaced. It may be dropped before the job that
+// has replaced it is at its end, and then nothing else would tell that there was one.
+func (w *witness) rememberFirst(ctx context.Context, before binding) error {
+	kept, err := w.ring.LoadState(ctx, stateRotated)
+	if err != nil {
+		return fmt.Errorf("loading the last rotation of the ledger's key: %w", err)
+	}
+	if kept != nil {
+		return nil
+	}
+	if err := w.ring.SaveState(context.WithoutCancel(ctx), stateRotated, []byte(headRotated+"-\n"+before.newest()+"\n")); err != nil {
+		return refuse(fmt.Errorf("saving the first key of the ledger: %w: %w", err, keys.ErrUnavailable), whyNotSaved)
+	}
+	return nil
+}
 
 // rotatedFor notes that the newest key is the one that job was for, durably. It refuses when that key was noted for
 // another job, or is the only one there ever was: then nothing was rotated.

@@ -334,3 +334,24 @@ func TestARotationOfTheLedgerEndsWithAnotherKey(t *testing.T) {
 		t.Errorf("the key was dropped that the last rotation replaced: %v", err)
 	}
 }
+
+// A rotation ends though the key that it has replaced is gone by then: the job of the first one too, of which nothing
+// else tells that there was another key.
+func TestARotationOfTheLedgerEndsAfterItsOlderKeyWasDropped(t *testing.T) {
+	w := newRotating(t)
+	w.FakeKeys()
+	for i, next := range []sidecartest.LogKey{w.second, w.third} {
+		before := []sidecartest.LogKey{w.first, w.second}[i]
+		resp, err := w.Server.StartJob(t.Context(), &keyspb.StartJobRequest{Scope: "ledger", By: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.mustRotate(next, "", before, next)
+		w.mustRotate(next, before.Text, next, before)
+		w.Restart()
+		finish := &keyspb.AdvanceJobRequest{Id: resp.Job.Id, Finish: true, Recorded: -1}
+		if _, err := w.Server.AdvanceJob(t.Context(), finish); err != nil {
+			t.Errorf("rotation %d: %v", i+1, err)
+		}
+	}
+}
