@@ -441,10 +441,14 @@ func (s *resealing) retireAll(ctx context.Context) error {
 		if !wait(ctx, s.Pause-time.Since(s.retiring[0].committed)) {
 			return context.Cause(ctx)
 		}
+		due := s.takeDue(len(s.retiring))
+		if err := s.barrier(ctx); err != nil {
+			return err
+		}
 		group, groupCtx := errgroup.WithContext(ctx)
 		group.SetLimit(rekeyParallel)
-		for _, d := range s.takeDue(len(s.retiring)) {
-			group.Go(func() error { return s.retire(groupCtx, []retirement{d}) })
+		for _, d := range due {
+			group.Go(func() error { return s.drop(groupCtx, d) })
 		}
 		if err := group.Wait(); err != nil {
 			return err
@@ -453,9 +457,7 @@ func (s *resealing) retireAll(ctx context.Context) error {
 	return nil
 }
 
-// retire drops older keys. A detail that was sealed under one before it was replaced, and committed without the
-// head's knowing, is in the ledger by now: nothing that was sealed so long ago is committed any more, and the
-// barrier waits for what is being committed.
+// retire drops older keys of batches whose pause is over.
 func (s *resealing) retire(ctx context.Context, due []retirement) error {
 	if len(due) == 0 {
 		return nil
@@ -464,25 +466,23 @@ func (s *resealing) retire(ctx context.Context, due []retirement) error {
 		return err
 	}
 	for _, d := range due {
-		ids, err := s.drop(ctx, d)
-		s.mu.Lock()
-		s.retired.add(ids)
-		s.mu.Unlock()
-		if err != nil {
+		if err := s.drop(ctx, d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// drop drops the older keys of the subjects of d, and returns those that have none any more.
-func (s *resealing) drop(ctx context.Context, d retirement) ([]uuid.UUID, error) {
+// drop drops the older keys of the subjects of d, after a barrier. A detail that was sealed under one before it was
+// replaced, and committed without the head's knowing, is in the ledger by now: nothing that was sealed so long ago is
+// committed any more, and the barrier waits for what is being committed.
+func (s *resealing) drop(ctx context.Context, d retirement) error {
 	late, err := s.detailsSince(ctx, d.seen)
 	if err == nil && late { // of somebody
 		err = s.details(ctx, d.subjects)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ids := make([]uuid.UUID, 0, len(d.subjects))
 	for _, x := range d.subjects {
@@ -491,19 +491,22 @@ func (s *resealing) drop(ctx context.Context, d retirement) ([]uuid.UUID, error)
 		}
 	}
 	if len(ids) == 0 {
-		return nil, nil
+		return nil
 	}
 	outcomes, err := s.Keys.Retire(ctx, s.rotation, ids)
 	if err == nil && len(outcomes) != len(ids) {
 		err = wrapf(ErrIntegrity, "sidecar answered another number of subjects")
 	}
 	if err != nil {
-		return nil, wrapf(err, "dropping older keys")
+		return wrapf(err, "dropping older keys")
 	}
 	for _, err := range outcomes {
 		if err != nil && !s.Gone(err) {
-			return nil, wrapf(err, "dropping an older key")
+			return wrapf(err, "dropping an older key")
 		}
 	}
-	return ids, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retired.add(ids)
+	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/prototypster/pdvault/test/e2e/stack"
 )
 
 // TestCommands runs the commands as users type them, one script per group, against one running instance. Each
@@ -125,7 +127,7 @@ func same(ts *testscript.TestScript, neg bool, a []string) {
 func TestCommandsImportGoesOnAfterAnInterruption(t *testing.T) {
 	t.Parallel()
 	lines := 3000
-	if raceEnabled {
+	if stack.Race {
 		lines = 1000 // everything is slower
 	}
 	for n, tt := range []struct {

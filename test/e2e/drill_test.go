@@ -368,7 +368,7 @@ func TestBackupsAndRestoresThatAreKilled(t *testing.T) {
 
 // killsOfBackups is how often each program is killed; with -race they take seconds to start on a busy machine.
 func killsOfBackups() int {
-	if raceEnabled {
+	if stack.Race {
 		return 3
 	}
 	return 8

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -32,22 +31,10 @@ func TestMain(m *testing.M) {
 		fmt.Println("e2e: skipped with -short: it builds and runs the programs")
 		return
 	}
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "pdv-bin")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	bin = dir
-	if err := stack.Build(context.Background(), "../..", bin, raceEnabled); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(stack.Programs("../..", func(dir string) int {
+		bin = dir
+		return m.Run()
+	}))
 }
 
 // shortDir returns a directory whose path leaves room for a socket's name.
@@ -86,7 +73,7 @@ func start(t *testing.T, o stack.Options) *instance {
 		if t.Failed() {
 			t.Logf("pdvault:\n%s\npdkeys:\n%s", tail(s.Vault.Log()), tail(s.Keys.Log()))
 		}
-		if _, report, found := strings.Cut(s.Vault.Log()+s.Keys.Log(), "WARNING: DATA RACE"); raceEnabled && found {
+		if _, report, found := strings.Cut(s.Vault.Log()+s.Keys.Log(), "WARNING: DATA RACE"); stack.Race && found {
 			t.Errorf("data race in a program:%.8000s", report)
 		}
 	})

@@ -184,25 +184,10 @@ func TestTenfoldOverloadIsShedAndPasses(t *testing.T) {
 	for _, n := range []*atomic.Int64{&c.good, &c.shed, &c.cut, &c.unsent} {
 		n.Store(0)
 	}
-	stop := make(chan struct{})
-	var vaultMemory, keysMemory int64
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		for {
-			a, _ := i.Vault.Memory()
-			b, _ := i.Keys.Memory()
-			vaultMemory, keysMemory = max(vaultMemory, a), max(keysMemory, b)
-			select {
-			case <-stop:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-	})
+	memory := i.WatchMemory()
 	const load = 6 * time.Second
 	c.run(10*connections, 10*capacity, load)
-	close(stop)
-	watch.Wait()
+	vaultMemory, keysMemory := memory()
 	t.Logf("%.0f/s is what it can serve; at %.0f/s by %d clients it served %.0f/s, told %d that it is busy, closed %d connections, "+
 		"and %d were never sent; memory of pdvault %d MB, of pdkeys %d MB", capacity, 10*capacity, 10*connections,
 		float64(c.good.Load())/load.Seconds(), c.shed.Load(), c.cut.Load(), c.unsent.Load(), vaultMemory>>20, keysMemory>>20)
@@ -214,7 +199,7 @@ func TestTenfoldOverloadIsShedAndPasses(t *testing.T) {
 	}
 	// The race detector takes a multiple.
 	limit := int64(512 << 20)
-	if raceEnabled {
+	if stack.Race {
 		limit *= 4
 	}
 	if vaultMemory > limit || keysMemory > limit/2 {

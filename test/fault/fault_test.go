@@ -26,22 +26,10 @@ func TestMain(m *testing.M) {
 	if code, done := Isolate(); done {
 		os.Exit(code)
 	}
-	os.Exit(runTests(m))
-}
-
-func runTests(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "pdv-bin")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	bin = dir
-	if err := stack.Build(context.Background(), "../..", bin, raceEnabled); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(stack.Programs("../..", func(dir string) int {
+		bin = dir
+		return m.Run()
+	}))
 }
 
 // trial is the short form of a trial: few faults, each told in the log of the test.

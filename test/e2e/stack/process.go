@@ -152,3 +152,30 @@ func CPU(pid int) time.Duration {
 	system, _ := strconv.ParseInt(f[12], 10, 64)
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
+
+// WatchMemory looks at the memory of both programs until end is called, which returns the most that each held alone,
+// in bytes.
+func (s *Stack) WatchMemory() (end func() (vault, keys int64)) {
+	stop, done := make(chan struct{}), make(chan struct{})
+	var vault, keys int64
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			a, _ := s.Vault.Memory()
+			b, _ := s.Keys.Memory()
+			vault, keys = max(vault, a), max(keys, b)
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() (int64, int64) {
+		close(stop)
+		<-done
+		return vault, keys
+	}
+}

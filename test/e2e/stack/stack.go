@@ -74,6 +74,22 @@ func Build(ctx context.Context, module, dir string, race bool) error {
 	return nil
 }
 
+// Programs builds the programs, with the race detector if this process has it, into a directory of their own, has run
+// use them, and removes them. It returns what run returns, an exit code; 1 when they cannot be built.
+func Programs(module string, run func(bin string) int) int {
+	dir, err := os.MkdirTemp("", "pdv-bin")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := Build(context.Background(), module, dir, Race); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return run(dir)
+}
+
 // Take takes up the instance in o.Dir without starting it, and gives it a port of its own: it may be a copy.
 func Take(o Options) (*Stack, error) {
 	s := newStack(o)

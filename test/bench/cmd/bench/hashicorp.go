@@ -14,26 +14,34 @@ import (
 // coldPeople are more than the sidecar's cache holds, and enough for a measurement.
 const coldPeople = 30_000
 
+// startHashiCorp starts an instance in directories that begin with name, whose keys a real HashiCorp Vault wraps. end
+// ends both.
+func (b *bench) startHashiCorp(ctx context.Context, name string) (in *instance, hc *hcserver.Server, end func(), err error) {
+	if hc, err = hcserver.Start(ctx, filepath.Join(b.dir, name+"c")); err != nil {
+		return nil, nil, nil, err
+	}
+	kek, err := stack.HashiCorpKEK(ctx, hc, b.dir)
+	if err == nil {
+		in, err = b.start(ctx, filepath.Join(b.dir, name), kek)
+	}
+	if err != nil {
+		hc.Close()
+		return nil, nil, nil, err
+	}
+	return in, hc, func() { in.Close(); hc.Close() }, nil
+}
+
 // hashicorp measures reads whose keys have to be unwrapped by the real HashiCorp Vault.
 func (b *bench) hashicorp(ctx context.Context) error {
 	if _, err := hcserver.Binary(); err != nil {
 		b.note("cold read, HashiCorp Vault", "skipped: %v", err)
 		return nil
 	}
-	hc, err := hcserver.Start(ctx, filepath.Join(b.dir, "hc"))
+	in, _, end, err := b.startHashiCorp(ctx, "h")
 	if err != nil {
 		return err
 	}
-	defer hc.Close()
-	kek, err := stack.HashiCorpKEK(ctx, hc, b.dir)
-	if err != nil {
-		return err
-	}
-	in, err := b.start(ctx, filepath.Join(b.dir, "h"), kek)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
+	defer end()
 	if err := in.fill(coldPeople); err != nil {
 		return err
 	}

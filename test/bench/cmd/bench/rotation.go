@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -27,20 +26,11 @@ func (b *bench) rotations(ctx context.Context) error {
 		b.note("rotations", "skipped: %v", err)
 		return nil
 	}
-	hc, err := hcserver.Start(ctx, filepath.Join(b.dir, "hr"))
+	in, hc, end, err := b.startHashiCorp(ctx, "r")
 	if err != nil {
 		return err
 	}
-	defer hc.Close()
-	kek, err := stack.HashiCorpKEK(ctx, hc, b.dir)
-	if err != nil {
-		return err
-	}
-	in, err := b.start(ctx, filepath.Join(b.dir, "r"), kek)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
+	defer end()
 	if err := in.fill(b.rotated); err != nil {
 		return err
 	}
@@ -114,25 +104,9 @@ type used struct {
 // watch gathers what is used until end is called.
 func (in *instance) watch(hc *hcserver.Server) (end func() used) {
 	u := used{vault: in.Vault.CPU(), keys: in.Keys.CPU(), hc: stack.CPU(hc.PID())}
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(50 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			vault, _ := in.Vault.Memory()
-			keys, _ := in.Keys.Memory()
-			u.vaultPeak, u.keyPeak = max(u.vaultPeak, vault), max(u.keyPeak, keys)
-			select {
-			case <-stop:
-				return
-			case <-tick.C:
-			}
-		}
-	}()
+	memory := in.WatchMemory()
 	return func() used {
-		close(stop)
-		<-done
+		u.vaultPeak, u.keyPeak = memory()
 		u.vault, u.keys, u.hc = in.Vault.CPU()-u.vault, in.Keys.CPU()-u.keys, stack.CPU(hc.PID())-u.hc
 		return u
 	}

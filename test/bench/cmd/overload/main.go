@@ -73,24 +73,9 @@ func run(ctx context.Context, bin string, duration time.Duration, clients int, r
 	if rate == 0 {
 		rate = 10 * peak
 	}
-	var memory sync.WaitGroup
-	done := make(chan struct{})
-	var vault, keys int64
-	memory.Go(func() {
-		for {
-			a, _ := s.Vault.Memory()
-			b, _ := s.Keys.Memory()
-			vault, keys = max(vault, a), max(keys, b)
-			select {
-			case <-done:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-	})
+	memory := s.WatchMemory()
 	r := offer(ctx, address, requests, clients, rate, duration)
-	close(done)
-	memory.Wait()
+	vault, keys := memory()
 	fmt.Printf("%4d clients, %.0f/s come: %s\n", clients, rate, r)
 	fmt.Printf("goodput %.0f/s, %.0f %% of the peak of %.0f/s\n", r.rate(r.good), 100*r.rate(r.good)/peak, peak)
 	if err := limits(ctx, s); err != nil {
