@@ -31,6 +31,22 @@ type OpenedField = struct {
 	Match     bool // mode verify
 }
 
+// OpenCall is one record to open, as Opener.Open has it.
+type OpenCall = struct {
+	Index      int64
+	Entry      []byte
+	Subject    uuid.UUID
+	Collection string
+	Version    uint64
+	Fields     []OpenField
+}
+
+// OpenOutcome is what became of an OpenCall.
+type OpenOutcome = struct {
+	Fields []OpenedField
+	Err    error
+}
+
 // Destroyed is what became of a subject's key.
 type Destroyed = struct {
 	Generation uint64    // of the key store
@@ -49,6 +65,8 @@ type Opener interface {
 	IndexTokens(ctx context.Context, collection, field string, normaliser uint32, value string) ([]vault.IndexToken, error)
 	// Open opens fields of one record of subject on the strength of the access entry at index.
 	Open(ctx context.Context, index int64, entry []byte, subject uuid.UUID, collection string, version uint64, fields []OpenField) ([]OpenedField, error)
+	// OpenAll is Open for several records, and has one outcome for each.
+	OpenAll(ctx context.Context, calls []OpenCall) []OpenOutcome
 	// Destroy destroys the key of subject on the strength of the subject.erased entry at index. Doing so again is
 	// no error.
 	Destroy(ctx context.Context, index int64, entry []byte, subject uuid.UUID) (Destroyed, error)

@@ -159,7 +159,7 @@ func (b *Broker) Verify(ctx context.Context, q VerifyRequest) (VerifyResult, err
 				return nil
 			}
 			return []OpenField{{Field: q.Field, Ciphertext: ciphertext, Expect: expect}}
-		})
+		}, nil)
 		if err != nil {
 			return VerifyResult{}, err
 		}

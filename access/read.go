@@ -5,12 +5,11 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync/atomic"
 
 	"github.com/google/uuid"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/prototypster/pdvault/access/consent"
+	"github.com/prototypster/pdvault/access/ledger"
 	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/access/policy"
 	"github.com/prototypster/pdvault/vault"
@@ -29,36 +28,6 @@ func (b *Broker) Read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 		return ReadResult{}, err
 	}
 	return again(func() (ReadResult, error) { return b.read(ctx, q) })
-}
-
-// ReadBatch serves many reads, each decided and recorded on its own. The error is set only when the batch
-// as a whole is refused.
-func (b *Broker) ReadBatch(ctx context.Context, q BatchRequest) ([]BatchResult, error) {
-	if len(q.Reads) == 0 || len(q.Reads) > MaxBatch {
-		return nil, &FieldError{"/reads", "must have 1 to 1000 items"}
-	}
-	results := make([]BatchResult, len(q.Reads))
-	var size atomic.Int64 // of the ciphertexts that were admitted
-	// The ledger and the sidecar's client gather what is under way at once; there is nothing to gain from
-	// more at a time than one of their batches.
-	var group errgroup.Group
-	group.SetLimit(256)
-	for i, item := range q.Reads {
-		group.Go(func() error {
-			read, err := b.Read(ctx, ReadRequest{
-				Request: q.Request, Subject: item.Subject, Collection: item.Collection, Fields: item.Fields,
-				Purpose: q.Purpose, Mode: q.Mode, Reference: q.Reference, Justification: q.Justification, batch: &size,
-			})
-			if err != nil {
-				results[i].Err = err
-				return nil
-			}
-			results[i].Read = &read
-			return nil
-		})
-	}
-	group.Wait() // each item keeps its own error
-	return results, nil
 }
 
 // Check answers whether a read would be allowed, and if not what is missing. It discloses no plaintext and
@@ -87,28 +56,41 @@ func (b *Broker) Check(ctx context.Context, q ReadRequest) (CheckResult, error) 
 
 // look reads from one snapshot what the decision and the read need.
 func (b *Broker) look(ctx context.Context, p *published, q ReadRequest) (seen, ReadRequest, error) {
-	if len(q.Fields) == 0 {
-		q.Fields = slices.Sorted(slices.Values(p.bundle.PurposeFields(q.Purpose, q.Collection)))
-	} else {
-		q.Fields = slices.Compact(slices.Sorted(slices.Values(q.Fields)))
-	}
-	state := seen{policy: p}
+	q.Fields = p.asked(q)
+	var state seen
 	err := b.store.View(ctx, func(r kv.Reader) error {
 		var err error
-		state.subject, err = vault.LoadToRead(r, q.Subject, q.Collection)
-		if err != nil && !errors.Is(err, vault.ErrNoSubject) {
-			return err
-		}
-		if p.bundle.Ground(q.Purpose) == verify.GroundConsent {
-			state.consents, err = consent.Load(r, q.Subject)
-			return err
-		}
-		return nil
+		state, err = p.look(r, q)
+		return err
 	})
 	if err != nil {
 		return seen{}, q, wrapf(err, "reading the subject")
 	}
 	return state, q, nil
+}
+
+// asked are the fields that q asks for, sorted: those that it names, or all that its purpose covers.
+func (p *published) asked(q ReadRequest) []string {
+	if len(q.Fields) == 0 {
+		return slices.Sorted(slices.Values(p.bundle.PurposeFields(q.Purpose, q.Collection)))
+	}
+	return slices.Compact(slices.Sorted(slices.Values(q.Fields)))
+}
+
+// look reads from the snapshot of r what a decision on q, and the read, need.
+func (p *published) look(r kv.Reader, q ReadRequest) (seen, error) {
+	state := seen{policy: p}
+	var err error
+	state.subject, err = vault.LoadToRead(r, q.Subject, q.Collection)
+	if err != nil && !errors.Is(err, vault.ErrNoSubject) {
+		return seen{}, err
+	}
+	if p.bundle.Ground(q.Purpose) == verify.GroundConsent {
+		if state.consents, err = consent.Load(r, q.Subject); err != nil {
+			return seen{}, err
+		}
+	}
+	return state, nil
 }
 
 func (b *Broker) decideRead(p *published, q ReadRequest, s seen) policy.Decision {
@@ -147,15 +129,12 @@ func (b *Broker) read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 	if err != nil {
 		return ReadResult{}, err
 	}
-	fields, opened, err := b.open(ctx, q, granted, func(row *vault.Row) []OpenField {
-		fields := make([]OpenField, 0, len(q.Fields))
-		for _, name := range q.Fields {
-			if ciphertext := row.Field(name); ciphertext != nil {
-				fields = append(fields, OpenField{Field: name, Ciphertext: ciphertext})
-			}
-		}
-		return fields
-	})
+	return b.serve(ctx, q, granted, nil)
+}
+
+// serve has the fields of q opened under the record of granted; tried is what came of it already, or nil.
+func (b *Broker) serve(ctx context.Context, q ReadRequest, granted *grant, tried *OpenOutcome) (ReadResult, error) {
+	fields, opened, err := b.open(ctx, q, granted, func(row *vault.Row) []OpenField { return stored(row, q.Fields) }, tried)
 	if err != nil {
 		return ReadResult{}, err
 	}
@@ -175,6 +154,17 @@ func (b *Broker) read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 	}
 	b.observer.Served(len(fields))
 	return result, nil
+}
+
+// stored are those of the named fields that row has.
+func stored(row *vault.Row, names []string) []OpenField {
+	fields := make([]OpenField, 0, len(names))
+	for _, name := range names {
+		if ciphertext := row.Field(name); ciphertext != nil {
+			fields = append(fields, OpenField{Field: name, Ciphertext: ciphertext})
+		}
+	}
+	return fields
 }
 
 // grant is an allowed access whose record is durable.
@@ -203,32 +193,64 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 		return nil, err
 	}
 	*q = resolved
-	d := b.decideRead(p, *q, state)
+	a, refused := b.allow(*q, state)
+	if refused != nil {
+		return nil, b.recordDenial(ctx, p, q.Request, *refused)
+	}
+	if err := b.draft(ctx, a); err != nil {
+		return nil, err
+	}
+	receipt, err := b.append(ctx, a.entry, a.state, a.sealed)
+	if err != nil {
+		return nil, err
+	}
+	return a.granted(receipt), nil
+}
+
+// allowed is a read that may be served once it is on record.
+type allowed struct {
+	q        ReadRequest
+	state    seen
+	row      *vault.Row
+	decision policy.Decision
+	detail   detail
+
+	entry  verify.Entry // by draft
+	sealed []byte       // by draft: the detail
+}
+
+// allow decides on q: it may be served once it is recorded, or its denial is to be recorded.
+func (b *Broker) allow(q ReadRequest, state seen) (*allowed, *denial) {
+	d := b.decideRead(state.policy, q, state)
 	text := newDetail(q.Request, q.Reference, q.Justification)
+	row := state.subject.Rows[q.Collection]
+	if d.Allow && row != nil {
+		state.until = d.Until
+		return &allowed{q: q, state: state, row: row, decision: d, detail: text}, nil
+	}
 	refusal := denial{
 		decision: d, subject: q.Subject, collection: q.Collection, fields: q.Fields, purpose: q.Purpose,
 		mode: q.Mode, detail: text,
 	}
-	row := state.subject.Rows[q.Collection]
-	switch {
-	case !d.Allow && d.Reason == policy.ReasonSubjectErased:
-		refusal.result = ErrNotFound
-		return nil, b.recordDenial(ctx, p, q.Request, refusal)
-	case !d.Allow:
-		return nil, b.recordDenial(ctx, p, q.Request, refusal)
-	case row == nil:
-		// Allowed, but there is nothing to read: absent looks like erased.
+	if d.Allow {
+		// There is nothing to read: absent looks like erased.
 		refusal.decision.Reason, refusal.result = reasonNotFound, ErrNotFound
-		return nil, b.recordDenial(ctx, p, q.Request, refusal)
+	} else if d.Reason == policy.ReasonSubjectErased {
+		refusal.result = ErrNotFound
 	}
+	return nil, &refusal
+}
 
-	if q.batch != nil && q.batch.Add(row.Size(q.Fields)) > MaxBatchBytes {
-		return nil, ErrBatchTooLarge
+// draft writes the record of a.
+func (b *Broker) draft(ctx context.Context, a *allowed) error {
+	q, d, p := a.q, a.decision, a.state.policy
+	if q.batch != nil && q.batch.Add(a.row.Size(q.Fields)) > MaxBatchBytes {
+		return ErrBatchTooLarge
 	}
-	salted, commit := text.encode()
+	salted, commit := a.detail.encode()
 	ref, sealed, err := b.ref(ctx, q.Subject, salted)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	entry := b.newEntry(verify.KindAccess, q.Request)
 	entry.Recipient, entry.SubjectRef = d.Recipient, encodeRef(ref[:])
@@ -236,12 +258,16 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 	entry.Purpose, entry.Ground, entry.Evidence = q.Purpose, d.Ground, d.Evidence
 	entry.Policy, entry.Sidecar = p.Version, b.sidecar
 	entry.Decision, entry.Rules, entry.DetailCommit = verify.Allow, d.Rules, commit
-	state.until = d.Until
-	receipt, err := b.append(ctx, entry, state, sealed)
-	if err != nil {
-		return nil, err
+	a.entry, a.sealed = entry, sealed
+	return nil
+}
+
+// granted is a, whose record is durable now.
+func (a *allowed) granted(r ledger.Receipt) *grant {
+	return &grant{
+		index: r.Index, entry: r.Entry, ref: a.entry.SubjectRef, ground: a.decision.Ground, row: a.row,
+		policy: a.state.policy,
 	}
-	return &grant{index: receipt.Index, entry: receipt.Entry, ref: entry.SubjectRef, ground: d.Ground, row: row, policy: p}, nil
 }
 
 // reasonNotFound is recorded when an allowed caller asked for what is not there.
@@ -252,7 +278,8 @@ const reasonNotFound = "not-found"
 // A ciphertext that was loaded before a rotation and opened after it is of a key that is gone. The row is then loaded
 // again: sealed again at the same version it is served under the same record; changed, the access is recorded as
 // failed and decided anew.
-func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, pick func(*vault.Row) []OpenField) ([]OpenField, []OpenedField, error) {
+// tried is the outcome of the first attempt if somebody else has made it.
+func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, pick func(*vault.Row) []OpenField, tried *OpenOutcome) ([]OpenField, []OpenedField, error) {
 	fields := pick(g.row)
 	if len(fields) == 0 {
 		return nil, nil, nil
@@ -260,7 +287,11 @@ func (b *Broker) open(ctx context.Context, q ReadRequest, g *grant, pick func(*v
 	var err error
 	for range attempts {
 		var opened []OpenedField
-		opened, err = b.opener.Open(ctx, g.index, g.entry, q.Subject, q.Collection, g.row.Version, fields)
+		if tried != nil {
+			opened, err, tried = tried.Fields, tried.Err, nil
+		} else {
+			opened, err = b.opener.Open(ctx, g.index, g.entry, q.Subject, q.Collection, g.row.Version, fields)
+		}
 		if err == nil && len(opened) != len(fields) {
 			err = wrapf(ErrIntegrity, "sidecar answered another number of fields")
 		}

@@ -111,7 +111,13 @@ func (b *Broker) expectFresh(change *kv.Change, begun time.Time) {
 
 // append puts an access entry into the ledger on the condition that what was seen still holds.
 func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, sealedDetail []byte) (ledger.Receipt, error) {
-	receipt, err := b.ledger.Append(ctx, entry, func(at ledger.Position) kv.Change {
+	receipt, err := b.ledger.Append(ctx, entry, b.effects(s, sealedDetail))
+	return receipt, b.mapAppend(ctx, err)
+}
+
+// effects are those of an access entry: nothing but its detail, on the condition that what was seen still holds.
+func (b *Broker) effects(s seen, sealedDetail []byte) func(ledger.Position) kv.Change {
+	return func(at ledger.Position) kv.Change {
 		var change kv.Change
 		s.expect(&change, at.Time)
 		if sealedDetail != nil {
@@ -121,8 +127,7 @@ func (b *Broker) append(ctx context.Context, entry verify.Entry, s seen, sealedD
 			change.Set(detailKey(at.Index), sealedDetail)
 		}
 		return change
-	})
-	return receipt, b.mapAppend(ctx, err)
+	}
 }
 
 // mapAppend gives an error of Append its meaning for a caller. When another policy was published it loads it,

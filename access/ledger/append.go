@@ -50,11 +50,48 @@ func (l *Ledger) Append(ctx context.Context, entry verify.Entry, effects func(Po
 	if err := l.queue.push(it); err != nil {
 		return Receipt{}, err
 	}
-	r, err := it.wait(ctx)
-	if err != nil {
-		return Receipt{}, fmt.Errorf("appending to the ledger: %w", err)
+	return it.receipt(ctx)
+}
+
+// Draft is an entry that is to be put into the log, with its effects, as Append has them.
+type Draft struct {
+	Entry   verify.Entry
+	Effects func(Position) kv.Change
+}
+
+// Outcome is what became of a Draft: its receipt, or an error of Append.
+type Outcome struct {
+	Receipt Receipt
+	Err     error
+}
+
+// AppendAll is Append for several entries, each with an outcome of its own. They share commits as far as they fit.
+func (l *Ledger) AppendAll(ctx context.Context, drafts []Draft) []Outcome {
+	out := make([]Outcome, len(drafts))
+	items := make([]*item, 0, len(drafts))
+	where := make([]int, 0, len(drafts))
+	for i, d := range drafts {
+		it, err := newItem(d.Entry, d.Effects)
+		if err != nil {
+			out[i].Err = err
+			continue
+		}
+		items, where = append(items, it), append(where, i)
 	}
-	return r, nil
+	err := ctx.Err()
+	if err != nil {
+		err = fmt.Errorf("appending to the ledger: %w", context.Cause(ctx))
+	} else {
+		err = l.queue.push(items...)
+	}
+	for n, i := range where {
+		if err != nil {
+			out[i].Err = err
+			continue
+		}
+		out[i].Receipt, out[i].Err = items[n].receipt(ctx)
+	}
+	return out
 }
 
 // newItem encodes the entry in its caller's goroutine, so that the committer only has to put the time in.

@@ -254,6 +254,44 @@ func TestRejectedItemsBurnNoIndex(t *testing.T) {
 	}
 }
 
+// Entries that are appended together have outcomes of their own, and indices in their order.
+func TestEntriesAppendedTogetherAreKeptApart(t *testing.T) {
+	k := newKeys(t)
+	s := memkv.New()
+	l := mustCreate(t, k.config(s))
+	taken := errors.New("taken")
+	claim := func(ledger.Position) kv.Change {
+		var c kv.Change
+		c.Expect([]byte("claimed"), nil, taken)
+		c.Set([]byte("claimed"), []byte{1})
+		return c
+	}
+	bad := entry(3)
+	bad.ID = ""
+	drafts := []ledger.Draft{{Entry: entry(1), Effects: claim}, {Entry: entry(2), Effects: claim}, {Entry: bad}, {Entry: entry(4)}}
+	out := l.AppendAll(t.Context(), drafts)
+	must(t, out[0].Err)
+	wantErr(t, out[1].Err, taken)
+	wantErr(t, out[2].Err, ledger.ErrInvalidEntry)
+	must(t, out[3].Err)
+	if out[0].Receipt.Index != 0 || out[3].Receipt.Index != 1 {
+		t.Errorf("indices %d and %d", out[0].Receipt.Index, out[3].Receipt.Index)
+	}
+	if got := l.AppendAll(t.Context(), nil); len(got) != 0 {
+		t.Errorf("%d outcomes of nothing", len(got))
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	wantErr(t, l.AppendAll(ended, drafts[3:])[0].Err, context.Canceled)
+	must(t, l.Close())
+	for _, o := range l.AppendAll(t.Context(), drafts[:2]) {
+		wantErr(t, o.Err, ledger.ErrClosed)
+	}
+	if tree := checkRows(t, s, k); tree.size != 2 {
+		t.Fatalf("%d entries, want 2", tree.size)
+	}
+}
+
 func TestAppendRefusesBadEntries(t *testing.T) {
 	l := mustCreate(t, newKeys(t).config(memkv.New()))
 	for name, c := range map[string]struct {

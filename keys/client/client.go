@@ -65,6 +65,20 @@ type (
 		Field              string
 		Ciphertext, Expect []byte
 	}
+	// OpenCall is one record to open, as Open has it.
+	OpenCall = struct {
+		Index      int64
+		Entry      []byte
+		Subject    uuid.UUID
+		Collection string
+		Version    uint64
+		Fields     []OpenField
+	}
+	// OpenOutcome is what became of an OpenCall.
+	OpenOutcome = struct {
+		Fields []OpenedField
+		Err    error
+	}
 	// OpenedField is the plaintext of an OpenField, or the outcome of the comparison.
 	OpenedField = struct {
 		Plaintext []byte
@@ -236,18 +250,22 @@ func do[Q, R any](ctx context.Context, c *Client, co *coalesce.Coalescer[Q, R], 
 	limited, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
 	r, err := co.Do(limited, q)
-	if err == nil {
-		return r, nil
-	}
+	return r, outcomeError(ctx, op, err)
+}
+
+// outcomeError is the error of a coalesced call as its caller, whose context is ctx, is told.
+func outcomeError(ctx context.Context, op string, err error) error {
 	switch {
+	case err == nil:
+		return nil
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return r, fmt.Errorf("%s: %w", op, err)
+		return fmt.Errorf("%s: %w", op, err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
 		errors.Is(err, coalesce.ErrFull), errors.Is(err, coalesce.ErrClosed):
 		// Our own deadline, not the caller's: to the caller it is a service that does not answer.
-		return r, fmt.Errorf("%s: %v: %w", op, err, keys.ErrUnavailable)
+		return fmt.Errorf("%s: %v: %w", op, err, keys.ErrUnavailable)
 	}
-	return r, fmt.Errorf("%s: %w", op, err)
+	return fmt.Errorf("%s: %w", op, err)
 }
 
 // SetProver gives the client the ledger, which itself needs the client to unwrap its key.
@@ -306,6 +324,28 @@ func (c *Client) Open(ctx context.Context, index int64, entry []byte, subject uu
 		return nil, fmt.Errorf("opening: %w", err)
 	}
 	return do(ctx, c, c.opening, "opening", q)
+}
+
+// OpenAll is Open for several records, each with an outcome of its own, in the order of the calls.
+func (c *Client) OpenAll(ctx context.Context, calls []OpenCall) []OpenOutcome {
+	const op = "opening"
+	out := make([]OpenOutcome, len(calls))
+	items := make([]*keyspb.OpenItem, 0, len(calls))
+	where := make([]int, 0, len(calls))
+	for i, q := range calls {
+		item, err := newOpenItem(q.Index, q.Entry, q.Subject, q.Collection, q.Version, q.Fields)
+		if err != nil {
+			out[i].Err = fmt.Errorf("%s: %w", op, err)
+			continue
+		}
+		items, where = append(items, item), append(where, i)
+	}
+	limited, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	for n, o := range c.opening.DoAll(limited, items) {
+		out[where[n]] = OpenOutcome{o.Value, outcomeError(ctx, op, o.Err)}
+	}
+	return out
 }
 
 // Protect wraps a small secret of the caller's for its rest on disk, bound to label.

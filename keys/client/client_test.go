@@ -210,6 +210,41 @@ func TestRefusalsReachTheCaller(t *testing.T) {
 }
 
 // TestErrorsCrossTheWire: each sentinel that the keyring may give comes out as itself, through each call.
+func TestRecordsOpenedTogetherAreKeptApart(t *testing.T) {
+	w := sidecartest.New(t)
+	c := dial(t, w, nil)
+	call := func(r record) client.OpenCall {
+		entry := w.Entry(r.ref, []string{"email"}, nil)
+		return client.OpenCall{
+			Index: w.Log.Append(entry), Entry: entry, Subject: r.id, Collection: "profile", Version: 1,
+			Fields: []client.OpenField{{Field: "email", Ciphertext: r.ciphertext}},
+		}
+	}
+	a, b := newRecord(w), newRecord(w)
+	good, swapped, empty := call(a), call(a), call(b)
+	swapped.Subject = b.id
+	empty.Fields = nil
+	calls := []client.OpenCall{good, swapped, empty, call(b), good}
+	out := c.OpenAll(t.Context(), calls)
+	for i, want := range []error{nil, keys.ErrProofRefused, keys.ErrInvalid, nil, keys.ErrReplayed} {
+		got := out[i]
+		if !errors.Is(got.Err, want) || (got.Err == nil) != (want == nil) {
+			t.Errorf("record %d: %v, want %v", i, got.Err, want)
+		}
+		if got.Err == nil && (len(got.Fields) != 1 || !bytes.Equal(got.Fields[0].Plaintext, sidecartest.Value("email"))) {
+			t.Errorf("record %d has another value", i)
+		}
+		if got.Err != nil && got.Fields != nil {
+			t.Errorf("record %d: an error and fields", i)
+		}
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if out := c.OpenAll(ended, []client.OpenCall{call(a)}); !errors.Is(out[0].Err, context.Canceled) {
+		t.Errorf("after the end of the context: %v", out[0].Err)
+	}
+}
+
 func TestErrorsCrossTheWire(t *testing.T) {
 	w := sidecartest.New(t)
 	c := dial(t, w, nil)

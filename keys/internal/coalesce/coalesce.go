@@ -118,6 +118,45 @@ func (c *Coalescer[Q, R]) Do(ctx context.Context, q Q) (R, error) {
 	}
 }
 
+// DoAll is Do for several calls at once, which travel together as far as they fit into one batch. Each has an outcome
+// of its own.
+func (c *Coalescer[Q, R]) DoAll(ctx context.Context, qs []Q) []Outcome[R] {
+	out := make([]Outcome[R], len(qs))
+	calls := make([]call[Q, R], len(qs))
+	err := ctx.Err()
+	c.mu.Lock()
+	if err == nil && c.closed {
+		err = ErrClosed
+	}
+	for i, q := range qs {
+		switch {
+		case err != nil:
+			out[i].Err = err
+		case c.queued >= c.cfg.MaxQueue:
+			out[i].Err = ErrFull
+		default:
+			calls[i] = call[Q, R]{q: q, size: c.cfg.Size(q), done: make(chan struct{})}
+			c.pushLocked(&calls[i])
+		}
+	}
+	c.dispatchLocked()
+	c.mu.Unlock()
+	for i := range calls {
+		k := &calls[i]
+		if k.done == nil {
+			continue // it was not taken
+		}
+		select {
+		case <-k.done:
+			out[i] = k.result
+		case <-ctx.Done():
+			c.leave(k)
+			out[i].Err = ctx.Err()
+		}
+	}
+	return out
+}
+
 // Close refuses new calls, sends what is queued, and returns when all outcomes are delivered.
 func (c *Coalescer[Q, R]) Close() {
 	c.mu.Lock()

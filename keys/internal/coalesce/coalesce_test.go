@@ -238,6 +238,61 @@ func TestQueueIsBounded(t *testing.T) {
 	})
 }
 
+func TestCallsMadeTogetherTravelTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wire{delay: always(time.Second)}
+		c := coalesce.New(w.config())
+		defer c.Close()
+		for i, o := range c.DoAll(t.Context(), []int{3, 1, 2}) {
+			if o.Err != nil || o.Value != []int{3, 1, 2}[i] {
+				t.Errorf("outcome %d: %v", i, o)
+			}
+		}
+		if len(w.batches) != 1 || len(w.batches[0]) != 3 {
+			t.Errorf("batches %v, want one of three calls", w.batches)
+		}
+		if out := c.DoAll(t.Context(), nil); len(out) != 0 {
+			t.Errorf("outcomes of nothing: %v", out)
+		}
+	})
+}
+
+func TestCallsMadeTogetherAreBoundedAndLeaveOneByOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wire{delay: always(time.Second)}
+		cfg := w.config()
+		cfg.MaxInFlight, cfg.MaxQueue, cfg.MaxItems = 1, 3, 2
+		c := coalesce.New(cfg)
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		// Two travel at once, one after them and not back when the context ends, and two find the queue full.
+		out := c.DoAll(ctx, []int{1, 2, 3, 4, 5})
+		for i, want := range []error{nil, nil, context.DeadlineExceeded, coalesce.ErrFull, coalesce.ErrFull} {
+			if !errors.Is(out[i].Err, want) {
+				t.Errorf("outcome %d: %v, want %v", i, out[i].Err, want)
+			}
+		}
+		for _, o := range c.DoAll(ctx, []int{6}) {
+			if !errors.Is(o.Err, context.DeadlineExceeded) {
+				t.Errorf("after the end of the context: %v", o.Err)
+			}
+		}
+		c.Close()
+		for _, o := range c.DoAll(t.Context(), []int{7}) {
+			if !errors.Is(o.Err, coalesce.ErrClosed) {
+				t.Errorf("after Close: %v", o.Err)
+			}
+		}
+		for _, batch := range w.batches {
+			for _, q := range batch {
+				if q > 3 {
+					t.Errorf("%d was sent", q)
+				}
+			}
+		}
+	})
+}
+
 func TestCloseDrainsAndThenRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &wire{delay: always(time.Second)}

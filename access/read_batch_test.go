@@ -1,0 +1,214 @@
+package access_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/prototypster/pdvault/access"
+	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/keys"
+	"github.com/prototypster/pdvault/vault"
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// A batch that is larger than one group gives each item what a read of its own would give, and records each once.
+func TestEachItemOfALargeBatchIsARead(t *testing.T) {
+	w := newWorld(t)
+	var people []uuid.UUID
+	for i := range 7 {
+		people = append(people, w.mustCreate(fmt.Sprintf(`{"email":"person%d@example.org","displayName":"Person %d"}`, i, i)))
+	}
+	damaged := w.mustCreate(`{"email":"damaged@example.org"}`)
+	w.damageRecord(damaged)
+
+	q := access.BatchRequest{Request: w.as("shop"), Purpose: "order-fulfilment"}
+	for i := range 500 {
+		item := access.BatchItem{Subject: people[i%len(people)], Collection: "profile", Fields: []string{"email"}}
+		switch i % 50 {
+		case 11:
+			item.Subject = uuid.New()
+		case 23:
+			item.Fields = []string{"birthdate"}
+		case 37:
+			item.Subject = damaged
+		}
+		q.Reads = append(q.Reads, item)
+	}
+	before := w.size()
+	got, err := w.ReadBatch(t.Context(), q)
+	if err != nil || len(got) != len(q.Reads) {
+		t.Fatal(err, len(got))
+	}
+	records := make(map[int64]bool)
+	failed := 0
+	for i, r := range got {
+		var want error
+		switch i % 50 {
+		case 11:
+			want = access.ErrNotFound
+		case 23:
+			want = access.ErrDenied
+		case 37:
+			want = vault.ErrIntegrity
+			failed++
+		}
+		if want != nil {
+			if !errors.Is(r.Err, want) || r.Read != nil {
+				t.Errorf("item %d: %v, want %v", i, r.Err, want)
+			}
+			continue
+		}
+		if r.Err != nil {
+			t.Fatalf("item %d: %v", i, r.Err)
+		}
+		if email := fmt.Sprintf(`"person%d@example.org"`, i%len(people)); string(r.Read.Fields["email"]) != email || r.Read.Subject != q.Reads[i].Subject {
+			t.Errorf("item %d has the answer of another", i)
+		}
+		if records[r.Read.Record] || r.Read.Record < before {
+			t.Errorf("item %d has the record of another", i)
+		}
+		records[r.Read.Record] = true
+	}
+	if n := w.size() - before; n != int64(len(q.Reads)-failed) {
+		t.Errorf("%d entries for %d reads, of which %d met damage", n, len(q.Reads), failed)
+	}
+}
+
+// What changes between the decisions on a batch and their records is decided anew.
+func TestABatchDecidesAnewOnWhatChangedMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	people := []uuid.UUID{w.mustCreate(someone), w.mustCreate(`{"email":"other@example.org"}`)}
+	var given access.Consent
+	for _, id := range people {
+		given = w.mustConsent(id, "newsletter")
+	}
+	w.config.Opener = &interrupted{Opener: w.config.Opener, before: func() {
+		if _, err := w.WithdrawConsent(t.Context(), w.as("shop"), given.ID); err != nil {
+			t.Error(err)
+		}
+	}}
+	b, err := access.New(t.Context(), w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := access.BatchRequest{Request: w.as("shop"), Purpose: "newsletter", Reference: "campaign 7"}
+	for _, id := range people {
+		q.Reads = append(q.Reads, access.BatchItem{Subject: id, Collection: "profile", Fields: []string{"email"}})
+	}
+	got, err := b.ReadBatch(t.Context(), q)
+	if err != nil || got[0].Err != nil || !errors.Is(got[1].Err, access.ErrDenied) {
+		t.Fatalf("%v: %v, %v", err, got[0].Err, got[1].Err)
+	}
+	var withdrawn string
+	for _, e := range w.entries(0) {
+		if e.Kind == verify.KindConsentWithdrawn {
+			withdrawn = e.SubjectRef
+		}
+		if withdrawn != "" && e.SubjectRef == withdrawn && e.Kind == verify.KindAccess && e.Decision == verify.Allow {
+			t.Error("an allowed access follows the withdrawal")
+		}
+	}
+	if withdrawn == "" {
+		t.Error("nothing was withdrawn")
+	}
+}
+
+// blunder is an Opener that answers calls for several records wrongly.
+type blunder struct {
+	access.Opener
+	answer func([]access.OpenCall, []access.OpenOutcome) []access.OpenOutcome
+}
+
+func (o *blunder) OpenAll(ctx context.Context, calls []access.OpenCall) []access.OpenOutcome {
+	return o.answer(calls, o.Opener.OpenAll(ctx, calls))
+}
+
+// Each item of a batch that was recorded and not served is followed by access.failed, and by nothing else.
+func TestAnItemOfABatchThatIsNotServedIsRecordedAsFailed(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer func([]access.OpenCall, []access.OpenOutcome) []access.OpenOutcome
+		failed int
+	}{
+		"one is refused": {func(_ []access.OpenCall, out []access.OpenOutcome) []access.OpenOutcome {
+			out[1] = access.OpenOutcome{Err: keys.ErrUnavailable}
+			return out
+		}, 1},
+		"one lacks a field": {func(_ []access.OpenCall, out []access.OpenOutcome) []access.OpenOutcome {
+			out[2].Fields = out[2].Fields[:1]
+			return out
+		}, 1},
+		"one too few": {func(_ []access.OpenCall, out []access.OpenOutcome) []access.OpenOutcome {
+			return out[:len(out)-1]
+		}, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.config.Opener = &blunder{w.config.Opener, c.answer}
+			b, err := access.New(t.Context(), w.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			q := access.BatchRequest{Request: w.as("shop"), Purpose: "order-fulfilment"}
+			for i := range 3 {
+				id := w.mustCreate(fmt.Sprintf(`{"email":"person%d@example.org","name":{"givenName":"Some"}}`, i))
+				q.Reads = append(q.Reads, access.BatchItem{Subject: id, Collection: "profile", Fields: []string{"email", "name"}})
+			}
+			before := w.size()
+			got, err := b.ReadBatch(t.Context(), q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			failed := 0
+			for _, r := range got {
+				if r.Err != nil {
+					failed++
+				}
+			}
+			of := make(map[int64]bool)
+			for _, e := range w.entries(before) {
+				if e.Kind == verify.KindAccessFailed {
+					of[*e.Of] = true
+				}
+			}
+			for _, r := range got {
+				if r.Read != nil && of[r.Read.Record] {
+					t.Error("a read that was served is recorded as failed")
+				}
+			}
+			if failed != c.failed || len(of) != c.failed || w.size() != before+int64(3+c.failed) {
+				t.Errorf("%d failed, %d recorded as failed, %d entries, want %d", failed, len(of), w.size()-before, c.failed)
+			}
+		})
+	}
+}
+
+// damageRecord changes the stored record of a person, which its head then no longer names.
+func (w *world) damageRecord(id uuid.UUID) {
+	w.t.Helper()
+	changed := false
+	err := w.store.Store.Update(w.t.Context(), func(tx kv.Writer) error {
+		changed = false
+		pairs, err := tx.Scan([]byte("r"), nil, 10_000)
+		if err != nil {
+			return err
+		}
+		for _, p := range pairs {
+			if bytes.Contains(p.Key, id[:]) && strings.Contains(string(p.Key), "profile") {
+				value := bytes.Clone(p.Value)
+				value[len(value)-1] ^= 1
+				tx.Set(p.Key, value)
+				changed = true
+			}
+		}
+		return nil
+	})
+	if err != nil || !changed {
+		w.t.Fatalf("%v, changed %v", err, changed)
+	}
+}
