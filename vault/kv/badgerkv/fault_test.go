@@ -134,7 +134,7 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 
 func TestEngineLog(t *testing.T) {
 	var out bytes.Buffer
-	l := engineLog{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	l := engineLog{log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	l.Errorf("a %d\n", 1)
 	l.Warningf("b")
 	l.Infof("c")

@@ -54,6 +54,9 @@ func (r *reader) Get(keys ...[]byte) (values [][]byte, err error) {
 			return nil, err
 		}
 	}
+	if err := r.sound(); err != nil {
+		return nil, err
+	}
 	return got, nil
 }
 
@@ -102,6 +105,9 @@ func (r *reader) Scan(prefix, after []byte, limit int) (pairs []kv.Pair, err err
 	if err != nil {
 		return nil, err
 	}
+	if err := r.sound(); err != nil {
+		return nil, err
+	}
 	if r.tx != nil {
 		var last []byte
 		if len(got) == limit {
@@ -130,6 +136,15 @@ func (r *reader) scan(prefix, after []byte, limit int) (pairs []kv.Pair, err err
 		})
 	}
 	return pairs, nil
+}
+
+// sound is called with what was read in hand, before anybody gets it.
+func (r *reader) sound() error {
+	err := r.store.compactions.gate()
+	if err != nil && r.damaged == nil {
+		r.damaged = err
+	}
+	return err
 }
 
 // catch turns a panic of Badger, or a fault in a mapped file, into an error. It stands around the calls of
