@@ -438,6 +438,7 @@ func (c *compactions) closeEngine() error {
 	if !c.insist("the engine cannot be closed", c.hold) {
 		return errLeftOpen
 	}
+	c.at("held")
 	err := c.db.Close()
 	select {
 	case <-c.ended:

@@ -330,6 +330,9 @@ func openEngine(o Options) (e engine, err error) {
 	}
 	// Or Badger could wait for a compaction before it is open, and the compaction for it to be open.
 	opt.NumMemtables = max(opt.NumMemtables, len(logs))
+	if o.hooks.tune != nil {
+		opt = o.hooks.tune(opt)
+	}
 	if e.db, err = badger.Open(opt); err == nil {
 		if err := e.compactions.attach(e.db); err != nil {
 			return engine{}, err // left open: a compaction that waits for us could not end, and so the engine not close

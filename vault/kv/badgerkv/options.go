@@ -85,8 +85,9 @@ type hooks struct {
 	statfs     func(dir string) (fsInfo, error)
 	committed  func(error) error // gets the outcome of each commit, and returns the one to believe
 	// compacting is called within compactions: "announced" before a table is written, "counted" when that is recorded,
-	// "done" before the compaction is checked.
+	// "done" before the compaction is checked; and "held" when the engine is about to be closed.
 	compacting func(point string)
+	tune       func(badger.Options) badger.Options // small levels, so that there are many
 }
 
 func (o Options) withDefaults() (Options, error) {
