@@ -86,6 +86,7 @@ func (c *churn) wrong(s *Store, want map[string]int, k string) error {
 func (c *churn) readers(t *testing.T, n int, reads *atomic.Int64) (stop func()) {
 	quit := make(chan struct{})
 	var running sync.WaitGroup
+	var wrong sync.Once
 	for r := range n {
 		running.Go(func() {
 			seed := rand.New(rand.NewPCG(uint64(r), 3))
@@ -98,8 +99,7 @@ func (c *churn) readers(t *testing.T, n int, reads *atomic.Int64) (stop func()) 
 				want := c.acknowledged()
 				reads.Add(1)
 				if err := c.wrong(c.store, want, key(seed.IntN(c.keys))); err != nil {
-					t.Error(err)
-					return
+					wrong.Do(func() { t.Error(err) })
 				}
 			}
 		})

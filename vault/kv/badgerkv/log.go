@@ -51,6 +51,9 @@ func (l engineLog) Infof(format string, args ...any) {
 	if l.compactions != nil && strings.HasPrefix(format, msgLevels) {
 		l.compactions.compactorsStopped()
 	}
+	if strings.Contains(format, "Range (numTables") {
+		return // a dump of keys
+	}
 	l.log.Debug(message(format, args))
 }
 
@@ -69,19 +72,17 @@ func (l engineLog) Debugf(format string, args ...any) {
 	}
 }
 
-// innermost is the cause of an error of Badger, without what Badger has put around it.
+// innermost is the cause of an error of Badger. What Badger puts in front of it may hold keys.
 func innermost(v any) error {
 	err, ok := v.(error)
 	if !ok {
 		return errors.New("unknown")
 	}
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err
-		}
-		err = next
+	text := err.Error()
+	if i := strings.LastIndex(text, " err: "); i >= 0 {
+		return errors.New(text[i+len(" err: "):])
 	}
+	return err
 }
 
 func message(format string, args []any) string {

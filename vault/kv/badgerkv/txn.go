@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"strings"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -164,12 +163,8 @@ func (r *reader) catch(err *error) {
 // damage records err as damage of the store. Badger puts keys into its messages; only the cause, which
 // stands last, goes on.
 func (r *reader) damage(err error) error {
-	text := err.Error()
-	if i := strings.LastIndex(text, " err: "); i >= 0 {
-		text = text[i+len(" err: "):]
-	}
 	r.store.damage.Add(1)
-	err = fmt.Errorf("badgerkv: reading: %s: %w", text, kv.ErrIntegrity)
+	err = fmt.Errorf("badgerkv: reading: %s: %w", innermost(err), kv.ErrIntegrity)
 	if r.damaged == nil {
 		r.damaged = err
 	}
