@@ -40,8 +40,10 @@ type Store struct {
 	flight  *flight
 	space   *spaceGuard
 
-	damage atomic.Int64          // reads that met damage
-	failed atomic.Pointer[error] // set once, when a commit failed: memory and disk may differ from then on
+	compactions *compactions
+
+	damage atomic.Int64           // reads that met damage
+	failed *atomic.Pointer[error] // set once, when a commit or a compaction failed: memory and disk may differ from then on
 
 	life      sync.RWMutex // guards closed, and running.Add against Close
 	closed    bool
@@ -155,12 +157,15 @@ func (s *Store) commit(ctx context.Context, tx *occ.Tx, txn *badger.Txn) (confli
 	}
 }
 
-// fail ends the process through Options.Fatal. After a failed sync the value is readable although it is
+// fail is called when a commit failed. After a failed sync the value is readable although it is
 // not durable, and a second sync may succeed without having written it: the page cache has dropped it.
 // Only a new start, which reads what the disk really holds, is safe.
-func (s *Store) fail(err error) error {
-	s.failed.CompareAndSwap(nil, &err)
-	s.opts.Fatal(err)
+func (s *Store) fail(err error) error { return s.opts.stop(s.failed, err) }
+
+// stop ends the process through Options.Fatal.
+func (o Options) stop(failed *atomic.Pointer[error], err error) error {
+	failed.CompareAndSwap(nil, &err)
+	o.Fatal(err)
 	return err // only where Fatal returns: in tests
 }
 
@@ -179,32 +184,50 @@ func (s *Store) enter() error {
 	return nil
 }
 
-// stopped refuses everything after a failed commit.
+// stopped refuses everything after a failed commit or compaction.
 func (s *Store) stopped() error {
 	if s.failed.Load() != nil {
-		return fmt.Errorf("badgerkv: stopped after a failed commit: %w", kv.ErrIntegrity)
+		return fmt.Errorf("badgerkv: stopped after a failure: %w", kv.ErrIntegrity)
 	}
 	return nil
 }
 
-// Close implements [kv.Store]. It leaves a marker that says that the stop was clean, unless a commit failed
-// or Badger did not close in time.
+// Close implements [kv.Store]. It leaves a marker that says that the stop was clean, unless a commit or a compaction
+// failed, or Badger did not close in time.
 func (s *Store) Close() (err error) {
 	s.closeOnce.Do(func() {
 		s.life.Lock()
 		s.closed = true
 		s.life.Unlock()
-		s.running.Wait()
-		err = s.shutDown()
+		s.compactions.hasten()
+		if s.await() {
+			err = s.shutDown()
+		} else {
+			s.space.stop()
+			err = errLeftOpen
+		}
 	})
 	return err
+}
+
+// await returns when all transactions have ended. It is false if they may never, since a compaction for which they wait
+// must not go on.
+func (s *Store) await() bool {
+	ended := make(chan struct{})
+	go func() { s.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return true
+	case <-s.compactions.ended:
+		return false
+	}
 }
 
 func (s *Store) shutDown() error {
 	s.space.stop()
 	defer s.lock.Close() // releases the flock, last
 	closed := make(chan error, 1)
-	go func() { closed <- s.db.Close() }()
+	go func() { closed <- s.compactions.closeEngine() }()
 	watchdog := time.NewTimer(closeTimeout)
 	defer watchdog.Stop()
 	select {
@@ -212,6 +235,8 @@ func (s *Store) shutDown() error {
 		if err != nil {
 			return fmt.Errorf("badgerkv: closing: %w", err)
 		}
+	case <-s.compactions.ended:
+		return errLeftOpen
 	case <-watchdog.C:
 		// The one goroutine that is not awaited. The process is about to end, and the next start finds no
 		// marker and takes the way of an unclean stop.

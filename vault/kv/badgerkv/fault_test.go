@@ -134,7 +134,7 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 
 func TestEngineLog(t *testing.T) {
 	var out bytes.Buffer
-	l := engineLog{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	l := engineLog{log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	l.Errorf("a %d\n", 1)
 	l.Warningf("b")
 	l.Infof("c")
@@ -146,6 +146,12 @@ func TestEngineLog(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "badger: d") {
 		t.Error("log has the messages of each commit")
+	}
+	l.Warningf(msgFailed, 1, errors.New("for: {left=6b6579} err: no space"), "{left=6b6579}")
+	l.Warningf(msgNotDone, errors.New("for: {left=6b6579} err: no space"))
+	l.Infof("This Range (numTables: %d)\nLeft:\n%s\nRight:\n%s\n", 1, "6b6579", "6b6579")
+	if got := out.String(); strings.Contains(got, "6b6579") || strings.Count(got, "no space") != 2 {
+		t.Errorf("log has keys, or not the cause: %s", got)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/dgraph-io/badger/v4"
@@ -49,15 +50,15 @@ func Create(ctx context.Context, o Options) (*Store, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	db, err := openEngine(o)
+	e, err := openEngine(o)
 	if err != nil {
 		return nil, err
 	}
-	lock, id, err := found(o, db)
+	lock, id, err := found(o, e.db)
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(err, e.compactions.closeEngine())
 	}
-	return newStore(o, lim, db, lock, id), nil
+	return newStore(o, lim, e, lock, id), nil
 }
 
 // found makes the open but empty engine a store. The sentinel comes last, so that it stands for a store
@@ -98,22 +99,23 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock, id, isClean, err := identify(o)
+	found, err := identify(o)
 	if err != nil {
 		return nil, err
 	}
-	db, err := recoverEngine(ctx, o, id, isClean, space)
+	e, err := recoverEngine(ctx, o, found, space)
 	if err != nil {
-		lock.Close()
+		found.lock.Close()
 		return nil, err
 	}
-	return newStore(o, lim, db, lock, id), nil
+	return newStore(o, lim, e, found.lock, found.id), nil
 }
 
-func newStore(o Options, lim limits, db *badger.DB, lock *os.File, id string) *Store {
+func newStore(o Options, lim limits, e engine, lock *os.File, id string) *Store {
 	return &Store{
-		id: id, db: db, opts: o, log: o.Logger, lock: lock,
-		commits: occ.NewLog(), flight: newFlight(db), space: newSpaceGuard(o, lim),
+		id: id, db: e.db, opts: o, log: o.Logger, lock: lock,
+		commits: occ.NewLog(), flight: newFlight(e.db), space: newSpaceGuard(o, lim),
+		compactions: e.compactions, failed: e.failed,
 	}
 }
 
@@ -209,98 +211,138 @@ func planSpace(o Options) (spacePlan, error) {
 	return spacePlan{}, fmt.Errorf("badgerkv: opening the store needs %d bytes free, there are %d: %w", need, info.free, kv.ErrStorageFull)
 }
 
+// identity is what a store is found to be before anything in its directory is changed.
+type identity struct {
+	lock    *os.File
+	id      string
+	isClean bool
+	undo    *undo // nil: no compaction was under way
+}
+
 // identify locks the store and makes sure, without changing anything, that it is whole as far as can be
 // told from outside.
-func identify(o Options) (lock *os.File, id string, isClean bool, err error) {
+func identify(o Options) (found identity, err error) {
 	names, err := list(o.Dir)
 	if err != nil {
-		return nil, "", false, err
+		return found, err
 	}
-	lock, err = lockSentinel(o.Dir)
+	found.lock, err = lockSentinel(o.Dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && len(names) == 0:
-		return nil, "", false, fmt.Errorf("badgerkv: %s is empty, there is no store to open: %w", o.Dir, fs.ErrNotExist)
+		return found, fmt.Errorf("badgerkv: %s is empty, there is no store to open: %w", o.Dir, fs.ErrNotExist)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, "", false, fmt.Errorf("badgerkv: %s has files but no %s: it is not a store, or its creation was interrupted, "+
+		return found, fmt.Errorf("badgerkv: %s has files but no %s: it is not a store, or its creation was interrupted, "+
 			"or the sentinel was lost; restore it from a backup: %w", o.Dir, sentinelFile, kv.ErrIntegrity)
 	case err != nil:
-		return nil, "", false, fmt.Errorf("badgerkv: opening %s: %w", o.Dir, err)
+		return found, fmt.Errorf("badgerkv: opening %s: %w", o.Dir, err)
 	}
 	defer func() {
 		if err != nil {
-			lock.Close()
-			lock = nil
+			found.lock.Close()
 		}
 	}()
-	s, err := readSentinel(lock, o.Kind)
+	s, err := readSentinel(found.lock, o.Kind)
 	if err != nil {
-		return lock, "", false, err
+		return found, err
 	}
+	found.id = s.ID
 	if !names[badger.ManifestFilename] {
-		return lock, "", false, fmt.Errorf("badgerkv: %s has no %s; the engine would delete all tables and start empty, so nothing was touched; "+
+		return found, fmt.Errorf("badgerkv: %s has no %s; the engine would delete all tables and start empty, so nothing was touched; "+
 			"put the file back from %s or restore the directory from a backup: %w", o.Dir, badger.ManifestFilename, copyDir, kv.ErrIntegrity)
 	}
-	isClean, err = readClean(o.Dir, s.ID)
-	if err != nil {
-		return lock, "", false, err
+	if found.isClean, err = readClean(o.Dir, s.ID); err != nil {
+		return found, err
 	}
-	newest, err := checkTables(o)
-	if err != nil {
-		return lock, s.ID, isClean, err
+	if found.undo, err = planUndo(o, found.isClean); err != nil {
+		return found, err
 	}
-	return lock, s.ID, isClean, checkLogs(o, newest)
+	newest, err := checkTables(o, found.undo)
+	if err != nil {
+		return found, err
+	}
+	return found, checkLogs(o, newest)
 }
 
 // recoverEngine is the part of Open that changes the directory.
-func recoverEngine(ctx context.Context, o Options, id string, isClean bool, space spacePlan) (*badger.DB, error) {
+func recoverEngine(ctx context.Context, o Options, found identity, space spacePlan) (e engine, err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return e, err
 	}
 	if space.dropBallast {
 		o.Logger.Warn("little free space: giving up the ballast to open the store")
 		if err := os.Remove(filepath.Join(o.Dir, ballastFile)); err != nil {
-			return nil, fmt.Errorf("badgerkv: giving up the ballast: %w", err)
+			return e, fmt.Errorf("badgerkv: giving up the ballast: %w", err)
 		}
 	}
-	if isClean {
+	if found.isClean {
+		if found.undo != nil { // a left over record, that must not outlive the marker that says so
+			if err := found.undo.apply(o); err != nil {
+				return e, err
+			}
+		}
 		// From here on a crash is an unclean stop.
 		if err := os.Remove(filepath.Join(o.Dir, cleanFile)); err != nil {
-			return nil, fmt.Errorf("badgerkv: removing the clean marker: %w", err)
+			return e, fmt.Errorf("badgerkv: removing the clean marker: %w", err)
 		}
 		if err := syncDir(o.Dir); err != nil {
-			return nil, err
+			return e, err
 		}
 	} else {
 		o.Logger.Warn("store was not closed cleanly: copying its logs aside before they are replayed", "copy", copyDir)
 		if err := copyAside(o.Dir); err != nil {
-			return nil, err
+			return e, err
+		}
+		if found.undo != nil {
+			if err := found.undo.apply(o); err != nil {
+				return e, err
+			}
 		}
 	}
-	db, err := openEngine(o)
-	if err != nil {
-		return nil, err
+	if e, err = openEngine(o); err != nil {
+		return e, err
 	}
-	if err := readCanary(db, id); err != nil {
-		return nil, errors.Join(err, db.Close())
+	if err := readCanary(e.db, found.id); err != nil {
+		return e, errors.Join(err, e.compactions.closeEngine())
 	}
-	return db, nil
+	return e, nil
+}
+
+// engine is an open Badger with the watch over its compactions.
+type engine struct {
+	db          *badger.DB
+	compactions *compactions
+	failed      *atomic.Pointer[error]
 }
 
 // openEngine opens Badger, whose panics over damaged files become errors.
-func openEngine(o Options) (db *badger.DB, err error) {
+func openEngine(o Options) (e engine, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			db, err = nil, fmt.Errorf("badgerkv: engine panicked while opening (%v): %w", p, kv.ErrIntegrity)
+			e, err = engine{}, fmt.Errorf("badgerkv: engine panicked while opening (%v): %w", p, kv.ErrIntegrity)
 		}
 	}()
-	db, err = badger.Open(o.engine())
-	if err == nil {
-		return db, nil
+	e.failed = new(atomic.Pointer[error])
+	e.compactions = newCompactions(o, func(err error) error { return o.stop(e.failed, err) })
+	opt := o.engine().WithLogger(engineLog{o.Logger, e.compactions})
+	logs, err := memLogs(o.Dir)
+	if err != nil {
+		return engine{}, err
+	}
+	// Or Badger could wait for a compaction before it is open, and the compaction for it to be open.
+	opt.NumMemtables = max(opt.NumMemtables, len(logs))
+	if o.hooks.tune != nil {
+		opt = o.hooks.tune(opt)
+	}
+	if e.db, err = badger.Open(opt); err == nil {
+		if err := e.compactions.attach(e.db); err != nil {
+			return engine{}, err // left open: a compaction that waits for us could not end, and so the engine not close
+		}
+		return e, nil
 	}
 	if environmental(err) {
-		return nil, fmt.Errorf("badgerkv: opening the engine: %w", err)
+		return engine{}, fmt.Errorf("badgerkv: opening the engine: %w", err)
 	}
-	return nil, fmt.Errorf("badgerkv: opening the engine (%w): %w", err, kv.ErrIntegrity)
+	return engine{}, fmt.Errorf("badgerkv: opening the engine (%w): %w", err, kv.ErrIntegrity)
 }
 
 // environmental reports whether err comes from the machine and not from the store. Badger flattens the

@@ -38,8 +38,9 @@ type Options struct {
 	Kind string
 	// Logger gets the engine's messages. Nil: slog.Default().
 	Logger *slog.Logger
-	// Fatal is called when a commit fails for another reason than a conflict or its size. What the disk
-	// holds is then unknown, so it must not return; if it does, as in tests, every further call fails.
+	// Fatal is called when a commit fails for another reason than a conflict or its size, and when a compaction has not
+	// written what it should. What the disk holds is then not what memory shows, so it must not return; if it does, as
+	// in tests, every further call fails.
 	// Nil: log, then exit with ExitCode.
 	Fatal func(error)
 	// Now tells the time for the store's own records. Nil: time.Now.
@@ -83,6 +84,10 @@ type hooks struct {
 	skipVerify bool // lets noSync past the check that would refuse it
 	statfs     func(dir string) (fsInfo, error)
 	committed  func(error) error // gets the outcome of each commit, and returns the one to believe
+	// compacting is called within compactions: "announced" before a table is written, "counted" when that is recorded,
+	// "done" before the compaction is checked; and "held" when the engine is about to be closed.
+	compacting func(point string)
+	tune       func(badger.Options) badger.Options // small levels, so that there are many
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -156,7 +161,7 @@ func (o Options) engine() badger.Options {
 		WithNumCompactors(2). // one is refused
 		WithMetricsEnabled(true).
 		WithExternalMagic(formatVersion).
-		WithLogger(engineLog{o.Logger})
+		WithLogger(engineLog{log: o.Logger})
 }
 
 // verifyEngine refuses options under which an acknowledged write could be lost or damage be overlooked. It

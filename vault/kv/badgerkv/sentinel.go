@@ -25,6 +25,8 @@ const (
 	cleanFile    = "CLEAN.json"
 	ballastFile  = "BALLAST"
 	copyDir      = "unclean-copy"
+
+	unfinishedFile = "COMPACTION"
 )
 
 // sentinel is what makes a directory a store of ours. It is written once, last in Create, and also lies in
@@ -139,14 +141,23 @@ func writeDurably(dir, name string, v any) error {
 	if err != nil {
 		return fmt.Errorf("badgerkv: encoding %s: %w", name, err)
 	}
+	return replaceDurably(dir, name, append(data, '\n'), nil)
+}
+
+// replaceDurably writes data to dir/name. After a power cut the file is there whole, or as it was before. With a check, it
+// is replaced only if that finds nothing wrong with the new file.
+func replaceDurably(dir, name string, data []byte, check func(*os.File) error) error {
 	tmp := filepath.Join(dir, name+".tmp")
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("badgerkv: %w", err)
 	}
-	_, err = f.Write(append(data, '\n'))
+	_, err = f.Write(data)
 	if err == nil {
 		err = f.Sync()
+	}
+	if err == nil && check != nil {
+		err = check(f)
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
@@ -166,6 +177,19 @@ func Rename(from, to string) error {
 		return fmt.Errorf("badgerkv: giving a store its name: %w", err)
 	}
 	return syncDir(filepath.Dir(filepath.Clean(to)))
+}
+
+// syncFile makes what was written to a file durable, by whomever.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("badgerkv: %w", err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("badgerkv: syncing %s: %w", filepath.Base(path), err)
+	}
+	return nil
 }
 
 // syncDir makes creations, renames and removals in dir durable.

@@ -188,7 +188,7 @@ type Stats struct {
 	ReserveOK      bool  // Updates with kv.UseReserve are admitted
 	Ballast        bool  // the ballast is in place
 	DamagedReads   int64 // reads that met damage; any above zero needs an operator
-	FailedToCommit bool  // a commit failed, and the process ought to have ended
+	FailedToCommit bool  // a commit or a compaction failed, and the process ought to have ended
 }
 
 // Stats may be called at any time, also after Close.

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -16,11 +18,11 @@ import (
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
-// checkTables reads the MANIFEST and opens the index of each table that it names. It returns the number of the newest
-// commit in them. Badger does the same
-// afterwards, and verifies the blocks too, but it opens tables in goroutines of its own where a damaged
-// index is a panic that nobody can catch, and it has removed files by then.
-func checkTables(o Options) (newest uint64, err error) {
+// checkTables reads the MANIFEST and opens the index of each table that it names, or will name once a compaction is undone.
+// It returns the number of the newest commit in them. Badger does the same afterwards, and verifies the blocks too, but it
+// opens tables in goroutines of its own where a damaged index is a panic that nobody can catch, and it has removed files
+// by then.
+func checkTables(o Options, u *undo) (newest uint64, err error) {
 	f, err := os.Open(filepath.Join(o.Dir, badger.ManifestFilename))
 	if err != nil {
 		return 0, fmt.Errorf("badgerkv: %w", err)
@@ -30,7 +32,11 @@ func checkTables(o Options) (newest uint64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("badgerkv: %s cannot be read (%w); nothing was touched: %w", badger.ManifestFilename, err, kv.ErrIntegrity)
 	}
-	for id := range manifest.Tables {
+	ids := slices.Collect(maps.Keys(manifest.Tables))
+	if u != nil && u.tables != nil {
+		ids = slices.Collect(maps.Keys(u.tables))
+	}
+	for _, id := range ids {
 		name := table.IDToFilename(id)
 		last, err := checkTable(filepath.Join(o.Dir, name))
 		if err != nil {

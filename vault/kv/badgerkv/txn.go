@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"strings"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -53,6 +52,9 @@ func (r *reader) Get(keys ...[]byte) (values [][]byte, err error) {
 		if got[i], err = r.get(key); err != nil {
 			return nil, err
 		}
+	}
+	if err := r.sound(); err != nil {
+		return nil, err
 	}
 	return got, nil
 }
@@ -102,6 +104,9 @@ func (r *reader) Scan(prefix, after []byte, limit int) (pairs []kv.Pair, err err
 	if err != nil {
 		return nil, err
 	}
+	if err := r.sound(); err != nil {
+		return nil, err
+	}
 	if r.tx != nil {
 		var last []byte
 		if len(got) == limit {
@@ -132,6 +137,15 @@ func (r *reader) scan(prefix, after []byte, limit int) (pairs []kv.Pair, err err
 	return pairs, nil
 }
 
+// sound is called with what was read in hand, before anybody gets it.
+func (r *reader) sound() error {
+	err := r.store.compactions.gate()
+	if err != nil && r.damaged == nil {
+		r.damaged = err
+	}
+	return err
+}
+
 // catch turns a panic of Badger, or a fault in a mapped file, into an error. It stands around the calls of
 // the engine only: a panic of the caller's own function is a bug that must stay loud.
 func (r *reader) catch(err *error) {
@@ -149,12 +163,8 @@ func (r *reader) catch(err *error) {
 // damage records err as damage of the store. Badger puts keys into its messages; only the cause, which
 // stands last, goes on.
 func (r *reader) damage(err error) error {
-	text := err.Error()
-	if i := strings.LastIndex(text, " err: "); i >= 0 {
-		text = text[i+len(" err: "):]
-	}
 	r.store.damage.Add(1)
-	err = fmt.Errorf("badgerkv: reading: %s: %w", text, kv.ErrIntegrity)
+	err = fmt.Errorf("badgerkv: reading: %s: %w", innermost(err), kv.ErrIntegrity)
 	if r.damaged == nil {
 		r.damaged = err
 	}

@@ -1,0 +1,375 @@
+package badgerkv
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+const (
+	renewInterval  = 200 * time.Millisecond // how far compactions lag in dropping what nobody can see any more
+	insistTime     = 30 * time.Second       // a compaction can wait so long; then writers would have to
+	insistInterval = 100 * time.Millisecond
+	attachTime     = time.Minute // that the engine may take to open while a compaction waits
+)
+
+// compactions watches the engine's compactions. Badger v4.9.6 drops the error of a table that a compaction could not write
+// (levels.go, subcompact: defer evaluates the error before there is one), lists what it has made, and deletes what it has
+// read: what was in it is "not found", or an older value. So, for each compaction:
+//
+//  1. Before it writes its first table, all tables get a reference: an iterator over everything. The engine deletes a table
+//     with its last reference, so that the input stays. (A hard link does not help: the engine empties the file first.)
+//  2. Before it changes the MANIFEST, how many tables it makes is written to unfinishedFile.
+//  3. Once it has changed the MANIFEST, and before anybody gets what was read since, the two are compared. Less was
+//     listed than announced: the process ends, and the next Open undoes the compaction.
+//  4. When it is over and right, the record and the references go.
+//
+// Badger tells of these moments only in its log, which it calls within the compaction; see [engineLog]. Compactions run
+// one at a time, since not all of these messages say whose they are.
+type compactions struct {
+	dir   string
+	log   *slog.Logger
+	fail  func(error) error
+	hooks hooks
+
+	under atomic.Pointer[compaction] // the one that is not known to be right; read by each Get
+
+	mu       sync.Mutex // guards everything below
+	turn     *sync.Cond // under, attached, stuck or closing has changed
+	attached bool       // db can be used
+	stuck    bool       // no compaction may go on: the process is about to end
+	closing  bool
+	db       *badger.DB
+	ready    *badger.Txn   // for pins: beginning one may have to wait for a commit, which may wait for a compaction
+	pin      *pin          // while a compaction is under way, and from the beginning of closing
+	base     *manifestView // as at the beginning of the pin
+	before   []int         // while closing: what the compactions before this one announced
+	recorded []int         // is on the disk
+	seen     stamp         // of the MANIFEST that was last found to be right
+
+	quit, hurry chan struct{}
+	over        chan struct{}
+	ended       chan struct{} // closed when the engine must be left as it is
+}
+
+// compaction is one that is under way.
+type compaction struct {
+	id      int // of the compactor
+	outputs int // announced so far
+}
+
+func newCompactions(o Options, fail func(error) error) *compactions {
+	c := &compactions{
+		dir: o.Dir, log: o.Logger, fail: fail, hooks: o.hooks,
+		quit: make(chan struct{}), hurry: make(chan struct{}), over: make(chan struct{}), ended: make(chan struct{}),
+	}
+	c.turn = sync.NewCond(&c.mu)
+	return c
+}
+
+// attach gives it the engine. Compactions may have begun before; they wait for it.
+func (c *compactions) attach(db *badger.DB) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var err error
+	if c.base, err = viewManifest(c.dir); err != nil {
+		return err
+	}
+	c.db, c.ready, c.attached = db, db.NewTransaction(false), true
+	c.turn.Broadcast()
+	go c.renew()
+	return nil
+}
+
+// hasten makes compactions that wait for the disk give up, so that the store can close.
+func (c *compactions) hasten() { close(c.hurry) }
+
+// announce is called before each table of a compaction is written, and with no keys when none will be.
+func (c *compactions) announce(id int, keys uint64) {
+	late := time.AfterFunc(attachTime, c.giveUpAttaching)
+	defer late.Stop()
+	ok := c.insist("a compaction cannot be prepared", func() error {
+		for c.stuck || !c.attached || c.under.Load() != nil && c.under.Load().id != id {
+			c.turn.Wait()
+		}
+		if c.under.Load() == nil {
+			if err := c.begin(id); err != nil {
+				return err
+			}
+		}
+		if keys > 0 {
+			c.under.Load().outputs++
+		}
+		return nil
+	})
+	if !ok {
+		c.park()
+	}
+	c.at("announced")
+}
+
+func (c *compactions) giveUpAttaching() {
+	c.mu.Lock()
+	late := !c.attached
+	c.mu.Unlock()
+	if late {
+		c.end(errors.New("badgerkv: the engine waits for a compaction while it opens"))
+	}
+}
+
+// begin is called with mu held.
+func (c *compactions) begin(id int) error {
+	if err := c.rebase(); err != nil {
+		return err
+	}
+	if !c.closing {
+		c.pin = newPin(c.ready)
+	}
+	c.recorded = nil
+	c.under.Store(&compaction{id: id})
+	return nil
+}
+
+// rebase makes base what the MANIFEST is now, but while closing, and looks for compactions that were not announced.
+func (c *compactions) rebase() error {
+	s, raw, err := c.base.look()
+	if err != nil {
+		return err
+	}
+	u := unfinished{Tables: c.base.tables, Announced: c.before}
+	if v, done := u.judge(s); done != len(c.before) || v == short {
+		return errUnannounced
+	}
+	if !c.closing {
+		c.base.follow(s, raw)
+	}
+	c.seen = s.stamp
+	return nil
+}
+
+var errUnannounced = fmt.Errorf("badgerkv: the engine compacts without the messages that this program goes by: %w", kv.ErrIntegrity)
+
+// expect is called with mu held: what is to be found in the MANIFEST since base.
+func (c *compactions) expect() unfinished {
+	announced := slices.Clone(c.before)
+	if x := c.under.Load(); x != nil {
+		announced = append(announced, x.outputs)
+	}
+	return unfinished{
+		Tables: c.base.tables, Size: c.base.size, Sum: hex.EncodeToString(c.base.sum.Sum(nil)),
+		Announced: announced, Closing: c.closing, Flushed: c.base.flushed,
+	}
+}
+
+// count is called at the end of each sub-compaction, when all its tables were announced. Not before the last one of a
+// compaction has returned from here is the MANIFEST changed.
+func (c *compactions) count() {
+	if !c.insist("a compaction cannot be recorded", c.record) {
+		c.park()
+	}
+	c.at("counted")
+}
+
+func (c *compactions) record() error {
+	if c.under.Load() == nil {
+		return nil // of a compaction that waits for its turn
+	}
+	u := c.expect()
+	if slices.Equal(u.Announced, c.recorded) {
+		return nil
+	}
+	// What the record calls the MANIFEST must be on the disk before it.
+	if err := syncFile(c.base.path); err != nil {
+		return err
+	}
+	data, err := encodeUnfinished(u)
+	if err != nil {
+		return err
+	}
+	if err := replaceDurably(c.dir, unfinishedFile, data, nil); err != nil {
+		return err
+	}
+	c.recorded = u.Announced
+	return nil
+}
+
+// done is called when the compaction is over.
+func (c *compactions) done(id int) {
+	c.at("done")
+	var bad error
+	ok := c.insist("a compaction cannot be checked", func() error {
+		x := c.under.Load()
+		if x == nil || x.id != id {
+			bad = errUnannounced
+			return nil
+		}
+		done, err := c.check()
+		if errors.Is(err, errShort) {
+			bad = err
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if done != len(c.before)+1 {
+			bad = fmt.Errorf("badgerkv: a compaction is not in %s: %w", badger.ManifestFilename, kv.ErrIntegrity)
+			return nil
+		}
+		return c.finish(x)
+	})
+	if ok && bad != nil {
+		c.end(bad)
+	}
+}
+
+// finish is called with mu held, for a compaction that is right.
+func (c *compactions) finish(x *compaction) error {
+	if c.closing {
+		c.before = append(c.before, x.outputs)
+	} else {
+		s, raw, err := c.base.look()
+		if err != nil {
+			return err
+		}
+		c.base.follow(s, raw)
+	}
+	// If the record stays, the next Open finds that all is right.
+	if err := os.Remove(filepath.Join(c.dir, unfinishedFile)); err != nil {
+		c.log.Warn("record of a compaction cannot be removed", "error", err)
+	}
+	c.under.Store(nil)
+	c.turn.Broadcast()
+	if !c.closing {
+		c.release(c.pin)
+		c.pin = nil
+	}
+	return nil
+}
+
+// failed is called when the engine has given up a compaction, in memory and on the disk to different extents.
+func (c *compactions) failed(id int, cause error) {
+	if x := c.under.Load(); x != nil && x.id == id {
+		c.end(fmt.Errorf("badgerkv: compaction failed: %w", cause))
+	}
+}
+
+var errShort = fmt.Errorf("badgerkv: a compaction has not written all that it had read; the next start undoes it: %w", kv.ErrIntegrity)
+
+// check is called with mu held, while a compaction is under way. It returns how many the MANIFEST shows.
+func (c *compactions) check() (done int, err error) {
+	s, _, err := c.base.look()
+	if err != nil {
+		return 0, err
+	}
+	v, done := c.expect().judge(s)
+	if v == short {
+		return done, errShort
+	}
+	c.seen = s.stamp
+	return done, nil
+}
+
+// gate is called with what was read in hand. It is an error if that may rest on a compaction that is not right: the engine
+// reads from its output as soon as the MANIFEST shows it.
+func (c *compactions) gate() error {
+	if c.under.Load() == nil {
+		return nil
+	}
+	now, err := stampOf(filepath.Join(c.dir, badger.ManifestFilename))
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.under.Load() == nil || now == c.seen && !c.stuck {
+		c.mu.Unlock()
+		return nil
+	}
+	_, err = c.check()
+	stuck := c.stuck
+	c.mu.Unlock()
+	switch {
+	case errors.Is(err, errShort):
+		return c.end(err)
+	case err == nil && stuck:
+		return fmt.Errorf("badgerkv: stopped after a failed compaction: %w", kv.ErrIntegrity)
+	}
+	return err
+}
+
+// insist calls fn with mu held until it succeeds. It ends the store if that does not happen in time: nothing has been lost
+// until then, since the compaction waits.
+func (c *compactions) insist(what string, fn func() error) bool {
+	var until time.Time
+	for {
+		c.mu.Lock()
+		stuck, err := c.stuck, error(nil)
+		if !stuck {
+			err = fn()
+		}
+		c.mu.Unlock()
+		if stuck {
+			return false
+		}
+		if err == nil {
+			return true
+		}
+		if until.IsZero() {
+			until = time.Now().Add(insistTime)
+		}
+		late := time.Now().After(until) || errors.Is(err, kv.ErrIntegrity)
+		if !late {
+			c.log.Warn(what+", trying again", "error", err)
+			select {
+			case <-time.After(insistInterval):
+			case <-c.hurry:
+				late = true
+			}
+		}
+		if late {
+			c.end(fmt.Errorf("badgerkv: %s: %w", what, err))
+			return false
+		}
+	}
+}
+
+// end ends the store. The engine must not compact any more, nor be closed, which would delete what is still held.
+func (c *compactions) end(err error) error {
+	c.mu.Lock()
+	first := !c.stuck
+	c.stuck = true
+	if first {
+		close(c.ended)
+		c.turn.Broadcast()
+	}
+	c.mu.Unlock()
+	if first {
+		return c.fail(err)
+	}
+	return err
+}
+
+// park keeps a compaction from going on, until the process ends.
+func (c *compactions) park() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		c.turn.Wait()
+	}
+}
+
+func (c *compactions) at(point string) {
+	if c.hooks.compacting != nil {
+		c.hooks.compacting(point)
+	}
+}

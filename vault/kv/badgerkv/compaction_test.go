@@ -1,0 +1,258 @@
+package badgerkv
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/table"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// A compaction is announced, recorded and over, in this order, and leaves nothing behind. An engine that says so in other
+// words must fail here.
+func TestCompactionsAreSeen(t *testing.T) {
+	running := goleak.IgnoreCurrent()
+	o := compacting(t)
+	var p points
+	var s *Store
+	p.then = func(point string, _ int) {
+		_, err := os.Stat(filepath.Join(o.Dir, unfinishedFile))
+		switch {
+		case point == "counted" && err != nil:
+			t.Errorf("no record before the MANIFEST is changed: %v", err)
+		case point == "done" && err != nil:
+			t.Errorf("no record before the check: %v", err)
+		}
+	}
+	o.hooks.compacting = p.at
+	s = mustCreate(t, o)
+	c := newChurn(s)
+	stop := c.readers(t, 2, new(atomic.Int64))
+	for p.count("done") < 6 {
+		if err := c.put(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	mustClose(t, s)
+	if _, err := os.Stat(filepath.Join(o.Dir, unfinishedFile)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("record of a compaction after a clean stop: %v", err)
+	}
+	if logs, err := memLogs(o.Dir); err != nil || len(logs) != 0 {
+		t.Errorf("logs after a clean stop: %v (error %v)", logs, err)
+	}
+	listed, err := readManifest(mustRead(t, filepath.Join(o.Dir, "MANIFEST")))
+	if got := len(tables(t, o.Dir)); err != nil || got != len(listed) {
+		t.Errorf("%d tables, %d are listed (error %v)", got, len(listed), err)
+	}
+	if p.count("announced") == 0 || p.count("counted") == 0 {
+		t.Errorf("points: %v", p.times)
+	}
+	c.mustHold(t, o)
+	goleak.VerifyNone(t, running)
+}
+
+// Closing while compactions run, and begin, loses nothing and is clean.
+func TestCloseWhileCompacting(t *testing.T) {
+	for _, n := range []int{0, 1, 3, 6} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			o := compacting(t)
+			var p points
+			o.hooks.compacting = p.at
+			s := mustCreate(t, o)
+			c := newChurn(s)
+			for p.count("announced") <= n {
+				if err := c.put(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustClose(t, s)
+			if _, err := os.Stat(filepath.Join(o.Dir, cleanFile)); err != nil {
+				t.Errorf("the stop was not clean: %v", err)
+			}
+			c.mustHold(t, o)
+		})
+	}
+}
+
+// obstruct makes the engine fail to create its next n tables, the first skip of them excepted: their names are taken.
+func obstruct(t *testing.T, dir string, skip, n int) {
+	next := uint64(0)
+	for _, path := range tables(t, dir) {
+		if id, ok := table.ParseFileID(path); ok {
+			next = max(next, id+1)
+		}
+	}
+	for id := next + uint64(skip); id < next+uint64(skip+n); id++ {
+		f, err := os.OpenFile(filepath.Join(dir, table.IDToFilename(id)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err == nil {
+			f.Close()
+		}
+	}
+}
+
+// A compaction that cannot write its output, all or some of it, ends the store before anybody gets a wrong answer, and the
+// next start has everything.
+func TestACompactionThatCannotWriteLosesNothing(t *testing.T) {
+	cases := map[string]struct {
+		after       int // compactions that are let pass
+		skip, taken int // tables that are let pass, and that are not
+		levels      bool
+	}{
+		"all of the first":  {0, 0, 400, false},
+		"one of the first":  {0, 0, 1, false},
+		"all of a later":    {2, 0, 400, false},
+		"one of a later":    {2, 1, 1, false},
+		"all among levels":  {8, 0, 400, true},
+		"some among levels": {9, 1, 2, true},
+		"one among levels":  {13, 0, 1, true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			o := compacting(t)
+			if c.levels {
+				o.hooks.tune = manyLevels
+			}
+			var p points
+			var once sync.Once
+			p.then = func(point string, _ int) {
+				if point == "announced" && p.count("done") >= c.after {
+					once.Do(func() { obstruct(t, o.Dir, c.skip, c.taken) })
+				}
+			}
+			o.hooks.compacting = p.at
+			newEnding(t, o).await(t)
+		})
+	}
+}
+
+// manyLevels makes small tables, and of few megabytes several levels.
+func manyLevels(o badger.Options) badger.Options {
+	return o.WithBaseTableSize(128 << 10).WithBaseLevelSize(512 << 10).WithLevelSizeMultiplier(2)
+}
+
+// ending is a store under load that is going to end itself.
+type ending struct {
+	o     Options
+	s     *Store
+	churn *churn
+	ended chan struct{}
+	cause atomic.Pointer[error]
+	stop  func() // of the readers
+	pause sync.RWMutex
+	reads atomic.Int64
+}
+
+func newEnding(t *testing.T, o Options) *ending {
+	e := &ending{ended: make(chan struct{})}
+	o.Fatal = func(err error) {
+		if e.cause.CompareAndSwap(nil, &err) {
+			close(e.ended)
+		}
+	}
+	compacting := o.hooks.compacting
+	o.hooks.compacting = func(point string) {
+		compacting(point)
+		if point == "done" { // readers get time to see what there is now
+			for seen := e.reads.Load(); e.reads.Load() < seen+100; {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	e.o, e.s = o, mustCreate(t, o)
+	e.churn = newChurn(e.s)
+	e.stop = e.churn.readers(t, 3, &e.reads)
+	for range 2 {
+		go func() { // never ends where a commit waits for the compaction
+			for {
+				e.pause.RLock()
+				err := e.churn.put()
+				e.pause.RUnlock()
+				if err != nil {
+					return
+				}
+			}
+		}()
+	}
+	return e
+}
+
+// await waits for the end, and opens what is left.
+func (e *ending) await(t *testing.T) {
+	t.Helper()
+	select {
+	case <-e.ended:
+	case <-time.After(3 * time.Minute):
+		t.Fatal("the store has not ended")
+	}
+	e.stop()
+	if err := *e.cause.Load(); !errors.Is(err, kv.ErrIntegrity) {
+		t.Errorf("Fatal got %v", err)
+	}
+	if _, _, err := get(e.s, key(0)); !errors.Is(err, kv.ErrIntegrity) {
+		t.Errorf("View afterwards: %v", err)
+	}
+	crashed := crash(t, e.o)
+	wantUndo(t, crashed)
+	e.churn.mustHold(t, crashed)
+}
+
+// wantUndo makes sure that there is something to put back: else the test would show nothing.
+func wantUndo(t *testing.T, o Options) *undo {
+	t.Helper()
+	plan, err := planUndo(o, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plan == nil || plan.lost == 0 {
+		t.Fatalf("nothing is to be put back: %+v", plan)
+	}
+	return plan
+}
+
+// Without descriptors no table can be written, nor anything be recorded. The compaction waits until it can be.
+func TestACompactionWithoutDescriptorsLosesNothing(t *testing.T) {
+	o := compacting(t)
+	var p points
+	var once sync.Once
+	var e *ending
+	p.then = func(point string, _ int) {
+		if point != "announced" || p.count("done") < 1 {
+			return
+		}
+		once.Do(func() {
+			e.pause.Lock() // or a commit would end the store before the compaction does
+			var limit unix.Rlimit
+			if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+				t.Error(err)
+			}
+			none := limit
+			none.Cur = 3
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+				t.Error(err)
+			}
+			time.AfterFunc(time.Second, func() {
+				if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+					t.Error(err)
+				}
+				e.pause.Unlock()
+			})
+		})
+	}
+	ready := make(chan struct{})
+	o.hooks.compacting = func(point string) { <-ready; p.at(point) }
+	e = newEnding(t, o)
+	close(ready)
+	e.await(t)
+}

@@ -1,0 +1,124 @@
+package badgerkv
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// pin holds a reference to each table, and to the memtables with their logs.
+type pin struct {
+	txn *badger.Txn
+	it  *badger.Iterator
+}
+
+func newPin(txn *badger.Txn) *pin {
+	return &pin{txn: txn, it: txn.NewIterator(badger.IteratorOptions{AllVersions: true})}
+}
+
+// renew keeps the transaction that pins are made of young, and the pin too: an old one keeps the engine from dropping
+// versions that nobody can see, and its list of commits long.
+func (c *compactions) renew() {
+	defer close(c.over)
+	tick := time.NewTicker(renewInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-c.quit:
+			return
+		}
+		txn := c.db.NewTransaction(false)
+		c.mu.Lock()
+		old := c.ready
+		c.ready = txn
+		if c.pin != nil {
+			c.repin()
+		}
+		if c.pin == nil || c.pin.txn != old {
+			old.Discard()
+		}
+		c.mu.Unlock()
+	}
+}
+
+// repin takes a younger pin in the place of one. It must hold the input too, which it does if the MANIFEST, that is changed
+// before the input is dropped, does not show the compaction after the younger pin was taken.
+func (c *compactions) repin() {
+	next := newPin(c.ready)
+	s, _, err := c.base.look()
+	if err == nil {
+		if v, done := c.expect().judge(s); v == untouched && done == 0 {
+			c.pin, next = next, c.pin
+		}
+	}
+	c.release(next)
+}
+
+func (c *compactions) release(p *pin) {
+	p.it.Close()
+	if p.txn != c.ready {
+		p.txn.Discard()
+	}
+}
+
+// closeEngine closes the engine. It still compacts, but takes no new references, so one is taken before: it holds all
+// tables, and the logs of all that will be flushed. Whatever compactions lose from then on can be put back from these.
+func (c *compactions) closeEngine() error {
+	close(c.quit)
+	<-c.over
+	if !c.insist("the engine cannot be closed", c.hold) {
+		return errLeftOpen
+	}
+	c.at("held")
+	err := c.db.Close()
+	select {
+	case <-c.ended:
+		return errors.Join(errLeftOpen, err)
+	default:
+	}
+	if err == nil {
+		c.mu.Lock()
+		err = c.rebase()
+		c.mu.Unlock()
+	}
+	return err
+}
+
+var errLeftOpen = fmt.Errorf("badgerkv: the engine is left as it is after a failed compaction: %w", kv.ErrIntegrity)
+
+// hold is called with mu held.
+func (c *compactions) hold() error {
+	if c.closing {
+		return nil
+	}
+	for c.under.Load() != nil {
+		if c.turn.Wait(); c.stuck {
+			return errLeftOpen
+		}
+	}
+	if err := c.rebase(); err != nil {
+		return err
+	}
+	c.ready.Discard()
+	c.ready = c.db.NewTransaction(false)
+	c.pin, c.closing = newPin(c.ready), true
+	c.turn.Broadcast()
+	return nil
+}
+
+// compactorsStopped is called while the engine closes.
+func (c *compactions) compactorsStopped() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closing || c.stuck || c.pin == nil {
+		return
+	}
+	c.pin.it.Close()
+	c.pin.txn.Discard()
+	c.pin = nil
+}
