@@ -136,6 +136,7 @@ func (b *Broker) read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 func (b *Broker) serve(ctx context.Context, q ReadRequest, granted *grant, tried *OpenOutcome) (ReadResult, error) {
 	fields, opened, err := b.open(ctx, q, granted, func(row *vault.Row) []OpenField { return stored(row, q.Fields) }, tried)
 	if err != nil {
+		q.giveBack(granted.row)
 		return ReadResult{}, err
 	}
 	result := ReadResult{
@@ -202,6 +203,7 @@ func (b *Broker) grant(ctx context.Context, q *ReadRequest) (*grant, error) {
 	}
 	receipt, err := b.append(ctx, a.entry, a.state, a.sealed)
 	if err != nil {
+		q.giveBack(a.row)
 		return nil, err
 	}
 	return a.granted(receipt), nil
@@ -244,12 +246,13 @@ func (b *Broker) allow(q ReadRequest, state seen) (*allowed, *denial) {
 // draft writes the record of a.
 func (b *Broker) draft(ctx context.Context, a *allowed) error {
 	q, d, p := a.q, a.decision, a.state.policy
-	if q.batch != nil && q.batch.Add(a.row.Size(q.Fields)) > MaxBatchBytes {
+	if !q.admit(a.row) {
 		return ErrBatchTooLarge
 	}
 	salted, commit := a.detail.encode()
 	ref, sealed, err := b.ref(ctx, q.Subject, salted)
 	if err != nil {
+		q.giveBack(a.row)
 		return err
 	}
 	entry := b.newEntry(verify.KindAccess, q.Request)
@@ -260,6 +263,25 @@ func (b *Broker) draft(ctx context.Context, a *allowed) error {
 	entry.Decision, entry.Rules, entry.DetailCommit = verify.Allow, d.Rules, commit
 	a.entry, a.sealed = entry, sealed
 	return nil
+}
+
+// admit takes what q asks of row from what its batch may disclose, and reports whether there is as much.
+func (q *ReadRequest) admit(row *vault.Row) bool {
+	if q.batch == nil {
+		return true
+	}
+	if q.batch.Add(row.Size(q.Fields)) <= MaxBatchBytes {
+		return true
+	}
+	q.giveBack(row)
+	return false
+}
+
+// giveBack undoes admit, for a read that is not served.
+func (q *ReadRequest) giveBack(row *vault.Row) {
+	if q.batch != nil {
+		q.batch.Add(-row.Size(q.Fields))
+	}
 }
 
 // granted is a, whose record is durable now.

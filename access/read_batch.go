@@ -17,8 +17,9 @@ const (
 	// together is how many reads of a batch take each step at once: few enough that the next ones are decided while
 	// these are committed and opened.
 	together = 128
-	// beside is how many such groups of one batch are under way.
-	beside = 4
+	// beside is how many such groups of one batch are under way. Their records are in memory before it is known whether
+	// they fit into the answer.
+	beside = 2
 	// alone is how many reads of a group take a way of their own at once.
 	alone = 64
 )
@@ -49,12 +50,13 @@ func (b *Broker) ReadBatch(ctx context.Context, q BatchRequest) ([]BatchResult, 
 // group are reads of a batch that take each step together.
 type group struct {
 	policy  *published
-	reads   []ReadRequest
-	results []BatchResult // of reads
+	items   []BatchItem
+	reads   []ReadRequest // of items, with the fields that they come to under policy
+	results []BatchResult // of items
 }
 
 func newGroup(p *published, q BatchRequest, items []BatchItem, results []BatchResult, size *atomic.Int64) *group {
-	g := &group{policy: p, reads: make([]ReadRequest, len(items)), results: results}
+	g := &group{policy: p, items: items, reads: make([]ReadRequest, len(items)), results: results}
 	for i, item := range items {
 		g.reads[i] = ReadRequest{
 			Request: q.Request, Subject: item.Subject, Collection: item.Collection, Fields: item.Fields,
@@ -78,8 +80,9 @@ func (g *group) finish(i int, r ReadResult, err error) {
 func (b *Broker) readGroup(ctx context.Context, g *group) {
 	states, left := b.lookGroup(ctx, g)
 	ready := b.draftGroup(ctx, g, states, left)
-	granted := b.recordGroup(ctx, g, ready)
-	b.serveGroup(ctx, g, granted)
+	granted, again := b.recordGroup(ctx, g, ready)
+	b.serveGroup(ctx, g, granted) // first: what is on record must not wait for what is not
+	b.readAgain(ctx, g, again)
 }
 
 // lookGroup reads what the decisions need, and returns it with the positions of the reads that go on.
@@ -107,7 +110,7 @@ func (b *Broker) lookGroup(ctx context.Context, g *group) (states []seen, left [
 	})
 	if err != nil {
 		// Damage to one of them must not keep the others from being read.
-		b.apart(g, left, func(i int) (ReadResult, error) { return b.readAlone(ctx, g.reads[i]) })
+		b.readAgain(ctx, g, left)
 		return states, nil
 	}
 	return states, slices.DeleteFunc(left, func(i int) bool {
@@ -148,17 +151,23 @@ func (b *Broker) draftGroup(ctx context.Context, g *group, states []seen, left [
 		}
 		errs[i] = b.draft(ctx, ready[i])
 	})
+	var again []int
 	for _, i := range asking {
-		if errs[i] != nil {
+		switch {
+		case errors.Is(errs[i], errAgain): // another policy was published before the denial was on record
+			again = append(again, i)
+		case errs[i] != nil:
 			g.finish(i, ReadResult{}, errs[i])
 			delete(ready, i)
 		}
 	}
+	b.readAgain(ctx, g, again)
 	return ready
 }
 
-// recordGroup puts the records into the ledger. When it returns they are durable.
-func (b *Broker) recordGroup(ctx context.Context, g *group, ready map[int]*allowed) (granted map[int]*grant) {
+// recordGroup puts the records into the ledger. When it returns those of granted are durable; again are to be decided
+// anew.
+func (b *Broker) recordGroup(ctx context.Context, g *group, ready map[int]*allowed) (granted map[int]*grant, again []int) {
 	order := make([]int, 0, len(ready))
 	drafts := make([]ledger.Draft, 0, len(ready))
 	for i := range g.reads {
@@ -168,24 +177,23 @@ func (b *Broker) recordGroup(ctx context.Context, g *group, ready map[int]*allow
 		}
 	}
 	granted = make(map[int]*grant, len(order))
-	var again []int
 	for n, o := range b.ledger.AppendAll(ctx, drafts) {
 		i, err := order[n], o.Err
 		if err != nil {
 			err = b.mapAppend(ctx, err)
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			granted[i] = ready[i].granted(o.Receipt)
-		case errors.Is(err, errAgain):
-			g.reads[i].batch.Add(-ready[i].row.Size(g.reads[i].Fields))
+			continue
+		}
+		g.reads[i].giveBack(ready[i].row)
+		if errors.Is(err, errAgain) {
 			again = append(again, i)
-		default:
+		} else {
 			g.finish(i, ReadResult{}, err)
 		}
 	}
-	b.apart(g, again, func(i int) (ReadResult, error) { return b.readAlone(ctx, g.reads[i]) })
-	return granted
+	return granted, again
 }
 
 // serveGroup has the fields opened, under the records.
@@ -226,26 +234,28 @@ func (b *Broker) serveGroup(ctx context.Context, g *group, granted map[int]*gran
 		r, err := b.serve(ctx, g.reads[i], granted[i], o)
 		g.finish(i, r, err)
 	}
-	b.apart(g, again, func(i int) (ReadResult, error) {
+	b.each(again, func(i int) {
 		r, err := b.serve(ctx, g.reads[i], granted[i], tried[i])
 		if errors.Is(err, errAgain) {
-			return b.readAlone(ctx, g.reads[i])
+			r, err = b.readAlone(ctx, g, i)
 		}
-		return r, err
-	})
-}
-
-// readAlone decides on q again, and serves it by itself.
-func (b *Broker) readAlone(ctx context.Context, q ReadRequest) (ReadResult, error) {
-	return again(func() (ReadResult, error) { return b.read(ctx, q) })
-}
-
-// apart finishes some reads of g, each by itself.
-func (b *Broker) apart(g *group, which []int, finish func(int) (ReadResult, error)) {
-	b.each(which, func(i int) {
-		r, err := finish(i)
 		g.finish(i, r, err)
 	})
+}
+
+// readAgain decides on some reads anew and serves each by itself.
+func (b *Broker) readAgain(ctx context.Context, g *group, which []int) {
+	b.each(which, func(i int) {
+		r, err := b.readAlone(ctx, g, i)
+		g.finish(i, r, err)
+	})
+}
+
+// readAlone makes a read as if it had not been begun: the policy may cover other fields by now.
+func (b *Broker) readAlone(ctx context.Context, g *group, i int) (ReadResult, error) {
+	q := g.reads[i]
+	q.Fields = g.items[i].Fields
+	return again(func() (ReadResult, error) { return b.read(ctx, q) })
 }
 
 // each calls do for each position, several at a time.

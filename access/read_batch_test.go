@@ -12,6 +12,7 @@ import (
 
 	"github.com/prototypster/pdvault/access"
 	"github.com/prototypster/pdvault/access/ledger/verify"
+	"github.com/prototypster/pdvault/access/policy"
 	"github.com/prototypster/pdvault/keys"
 	"github.com/prototypster/pdvault/vault"
 	"github.com/prototypster/pdvault/vault/kv"
@@ -116,6 +117,51 @@ func TestABatchDecidesAnewOnWhatChangedMeanwhile(t *testing.T) {
 	}
 	if withdrawn == "" {
 		t.Error("nothing was withdrawn")
+	}
+}
+
+// A policy that is published between the decisions on a batch and their records decides, on what was allowed and on what
+// was denied, and says which fields a read covers that names none.
+func TestAPolicyPublishedMeanwhileDecidesOnABatch(t *testing.T) {
+	w := newWorld(t)
+	id := w.mustCreate(someone)
+	published := false
+	w.sidecar.Ring.Before(func(op string) error {
+		if op == "Prepare" && !published {
+			published = true
+			w.publish(func(d *policy.Document) {
+				for i, p := range d.Purposes {
+					if p.ID == "order-fulfilment" {
+						d.Purposes[i].Fields["profile"] = []string{"name", "birthdate"}
+					}
+				}
+			})
+		}
+		return nil
+	})
+	before := w.size()
+	got, err := w.ReadBatch(t.Context(), access.BatchRequest{
+		Request: w.as("shop"), Purpose: "order-fulfilment", Reference: "ticket 1",
+		Reads: []access.BatchItem{
+			{Subject: id, Collection: "profile"},
+			{Subject: id, Collection: "profile", Fields: []string{"email"}},
+			{Subject: id, Collection: "profile", Fields: []string{"displayName"}},
+			{Subject: uuid.New(), Collection: "profile", Fields: []string{"name"}},
+		},
+	})
+	if err != nil || !published {
+		t.Fatal(err, published)
+	}
+	if got[0].Err != nil || got[0].Read.Fields["email"] != nil || got[0].Read.Fields["name"] == nil {
+		t.Errorf("a read that names no fields: %v", got[0].Err)
+	}
+	for i, want := range []error{1: access.ErrDenied, 2: access.ErrDenied, 3: access.ErrNotFound} {
+		if want != nil && !errors.Is(got[i].Err, want) {
+			t.Errorf("read %d: %v, want %v", i, got[i].Err, want)
+		}
+	}
+	if n := w.size() - before; n != 1+4 { // the policy, and each read once
+		t.Errorf("%d entries", n)
 	}
 }
 

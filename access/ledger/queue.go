@@ -88,11 +88,14 @@ func (q *queue) signal() {
 	}
 }
 
+// rounds bounds how often take lets others run: an item that it has claimed waits for them.
+const rounds = 4
+
 // take claims up to limit items and appends them to batch. When batch is empty it waits for the first
 // item; it returns an empty batch only when the queue is closed and drained.
 //
-// Goroutines that are ready to run may be about to bring items too. They get the processor first, for as long as
-// that brings any: a commit costs nearly the same for one item as for many, and nobody waits who could run.
+// Goroutines that are ready to run may be about to bring items too. They get the processor first, a few times at most
+// and for as long as that brings any: a commit costs nearly the same for one item as for many.
 func (q *queue) take(batch []*item, limit int) []*item {
 	for {
 		var closed bool
@@ -104,10 +107,12 @@ func (q *queue) take(batch []*item, limit int) []*item {
 			<-q.wake
 			continue
 		}
-		for before := 0; len(batch) > before && len(batch) < limit; {
-			before = len(batch)
+		for range rounds {
+			before := len(batch)
 			runtime.Gosched()
-			batch, _ = q.claim(batch, limit)
+			if batch, _ = q.claim(batch, limit); len(batch) == before || len(batch) >= limit {
+				break
+			}
 		}
 		return batch
 	}
