@@ -348,13 +348,11 @@ func (c *compactions) end(err error) error {
 	c.mu.Lock()
 	first := !c.stuck
 	c.stuck = true
-	if first {
-		close(c.ended)
-		c.turn.Broadcast()
-	}
+	c.turn.Broadcast()
 	c.mu.Unlock()
 	if first {
-		return c.fail(err)
+		err = c.fail(err)
+		close(c.ended)
 	}
 	return err
 }

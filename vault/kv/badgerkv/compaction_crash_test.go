@@ -87,15 +87,17 @@ func TestACrashWhileCompactingLosesNothing(t *testing.T) {
 			if p.count("done") < 3 {
 				return
 			}
-			if bad && point == "announced" {
-				once.Do(func() { obstruct(t, o.Dir, 0, 400) })
-			}
 			for flushing := true; flushing; { // or the image would not be of one moment
 				logs, err := memLogs(o.Dir)
 				if err != nil {
 					t.Error(err)
 				}
-				flushing = len(logs) > 1
+				if flushing = len(logs) > 1; flushing {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			if bad && point == "announced" { // not before, or the flush would use up what is taken
+				once.Do(func() { obstruct(t, o.Dir, 0, 400) })
 			}
 			p.mu.Lock()
 			defer p.mu.Unlock()
