@@ -44,6 +44,7 @@ type compactions struct {
 	hooks hooks
 
 	under atomic.Pointer[compaction] // the one that is not known to be right; read by each Get
+	seen  atomic.Pointer[stamp]      // of the MANIFEST that was last found to be right
 
 	mu       sync.Mutex // guards everything below
 	turn     *sync.Cond // under, attached, stuck or closing has changed
@@ -56,7 +57,6 @@ type compactions struct {
 	base     *manifestView // as at the beginning of the pin
 	before   []int         // while closing: what the compactions before this one announced
 	recorded []int         // is on the disk
-	seen     stamp         // of the MANIFEST that was last found to be right
 
 	quit, hurry chan struct{}
 	over        chan struct{}
@@ -154,7 +154,7 @@ func (c *compactions) rebase() error {
 	if !c.closing {
 		c.base.follow(s, raw)
 	}
-	c.seen = s.stamp
+	c.seen.Store(&s.stamp)
 	return nil
 }
 
@@ -276,7 +276,7 @@ func (c *compactions) check() (done int, err error) {
 	if v == short {
 		return done, errShort
 	}
-	c.seen = s.stamp
+	c.seen.Store(&s.stamp)
 	return done, nil
 }
 
@@ -290,8 +290,12 @@ func (c *compactions) gate() error {
 	if err != nil {
 		return err
 	}
+	// Without the lock, which is held while the disk is waited for.
+	if seen := c.seen.Load(); seen != nil && now == *seen && !c.hasEnded() {
+		return nil
+	}
 	c.mu.Lock()
-	if c.under.Load() == nil || now == c.seen && !c.stuck {
+	if c.under.Load() == nil && !c.stuck {
 		c.mu.Unlock()
 		return nil
 	}
@@ -305,6 +309,15 @@ func (c *compactions) gate() error {
 		return fmt.Errorf("badgerkv: stopped after a failed compaction: %w", kv.ErrIntegrity)
 	}
 	return err
+}
+
+func (c *compactions) hasEnded() bool {
+	select {
+	case <-c.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // insist calls fn with mu held until it succeeds. It ends the store if that does not happen in time: nothing has been lost

@@ -23,27 +23,35 @@ import (
 // or the end of one, is missing in the middle, or a table that the MANIFEST has forgotten: what is lost is then "not
 // found", or an older value, while everything written later is there, the newest checkpoint too, so that nobody could
 // tell. What is missing at the end of the last log is for the store's owner to detect.
-func checkLogs(o Options, newest uint64) error {
+//
+// It returns the logs that must not be replayed. Logs become tables in their order, so one that ends before the tables do
+// is in them. Badger deletes such logs, the oldest first; where a later one went before it, a compaction may have dropped
+// a deletion with what it deleted, and the older log would bring that back.
+func checkLogs(o Options, newest uint64) (superseded []string, err error) {
 	paths, err := memLogs(o.Dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	inTables := newest
 	slices.SortFunc(paths, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) }) // they are numbers
 	for _, path := range paths {
 		first, last, err := commitsOf(path)
 		if err != nil {
-			return fmt.Errorf("badgerkv: reading %s: %w", filepath.Base(path), err)
+			return nil, fmt.Errorf("badgerkv: reading %s: %w", filepath.Base(path), err)
 		}
 		if first == 0 {
 			continue // nothing was committed to it, or it was cut off where it begins; then the next one tells
 		}
 		if first > newest+1 {
-			return fmt.Errorf("badgerkv: commits %d to %d are missing before %s; nothing was touched; restore the directory from a backup: %w",
+			return nil, fmt.Errorf("badgerkv: commits %d to %d are missing before %s; nothing was touched; restore the directory from a backup: %w",
 				newest+1, first-1, filepath.Base(path), kv.ErrIntegrity)
+		}
+		if last < inTables {
+			superseded = append(superseded, path)
 		}
 		newest = max(newest, last)
 	}
-	return nil
+	return superseded, nil
 }
 
 // Of Badger's log format: a header of the file, then entries of a header, key, value and checksum. The last eight bytes

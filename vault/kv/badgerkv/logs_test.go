@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -84,6 +85,55 @@ func TestAHoleBetweenTablesAndLogsIsRefused(t *testing.T) {
 			wantValue(t, s, "last", "1")
 		})
 	}
+}
+
+// A log that is in the tables already, and is there without the one after it, does not bring back what was deleted: the
+// deletion has been compacted away together with what it deleted.
+func TestALogThatOutlivedALaterOneBringsNothingBack(t *testing.T) {
+	o := testOptions(t, filepath.Join(t.TempDir(), "store"))
+	s := mustCreate(t, o)
+	mustPut(t, s, "gone", "1")
+	image := crash(t, o)
+	log := mustRead(t, filepath.Join(image.Dir, "00001.mem"))
+	mustClose(t, mustOpen(t, image)) // the log becomes a table
+	s = mustOpen(t, image)
+	if err := s.Update(context.Background(), func(w kv.Writer) error { w.Delete([]byte("gone")); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, s, "kept", "2")
+	forgotten := false
+	for i := 0; i < 20 && !forgotten; i++ {
+		mustPut(t, s, "more", "2")
+		mustClose(t, s)
+		s = mustOpen(t, image)
+		mustPut(t, s, "more", "3") // what is compacted away must be older than what is read
+		time.Sleep(2 * renewInterval)
+		if err := s.db.Flatten(1); err != nil {
+			t.Fatal(err)
+		}
+		err := s.db.View(func(txn *badger.Txn) error {
+			it := txn.NewKeyIterator(engineKey([]byte("gone")), badger.IteratorOptions{AllVersions: true})
+			defer it.Close()
+			it.Rewind()
+			forgotten = !it.Valid()
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !forgotten {
+		t.Fatal("the deletion is still in the tables: this shows nothing")
+	}
+	mustPut(t, s, "later", "3")
+	o = crash(t, image)
+	mustWrite(t, filepath.Join(o.Dir, "00000.mem"), log)
+	s = mustOpen(t, o)
+	if _, ok, err := get(s, "gone"); ok || err != nil {
+		t.Errorf("what was deleted is back: %v, error %v", ok, err)
+	}
+	wantValue(t, s, "kept", "2")
+	wantValue(t, s, "later", "3")
 }
 
 func TestADeletionLeavesItsNumber(t *testing.T) {

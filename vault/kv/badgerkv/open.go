@@ -217,6 +217,8 @@ type identity struct {
 	id      string
 	isClean bool
 	undo    *undo // nil: no compaction was under way
+
+	superseded []string // logs that must not be replayed
 }
 
 // identify locks the store and makes sure, without changing anything, that it is whole as far as can be
@@ -260,7 +262,8 @@ func identify(o Options) (found identity, err error) {
 	if err != nil {
 		return found, err
 	}
-	return found, checkLogs(o, newest)
+	found.superseded, err = checkLogs(o, newest)
+	return found, err
 }
 
 // recoverEngine is the part of Open that changes the directory.
@@ -274,12 +277,12 @@ func recoverEngine(ctx context.Context, o Options, found identity, space spacePl
 			return e, fmt.Errorf("badgerkv: giving up the ballast: %w", err)
 		}
 	}
-	if found.isClean {
-		if found.undo != nil { // a left over record, that must not outlive the marker that says so
-			if err := found.undo.apply(o); err != nil {
-				return e, err
-			}
+	if found.undo != nil { // a record that is left over must not outlive the clean marker, which says so
+		if err := found.undo.apply(o); err != nil {
+			return e, err
 		}
+	}
+	if found.isClean {
 		// From here on a crash is an unclean stop.
 		if err := os.Remove(filepath.Join(o.Dir, cleanFile)); err != nil {
 			return e, fmt.Errorf("badgerkv: removing the clean marker: %w", err)
@@ -292,10 +295,16 @@ func recoverEngine(ctx context.Context, o Options, found identity, space spacePl
 		if err := copyAside(o.Dir); err != nil {
 			return e, err
 		}
-		if found.undo != nil {
-			if err := found.undo.apply(o); err != nil {
-				return e, err
-			}
+	}
+	for _, path := range found.superseded {
+		o.Logger.Warn("a log is in the tables already: it is not replayed", "log", filepath.Base(path))
+		if err := os.Remove(path); err != nil {
+			return e, fmt.Errorf("badgerkv: removing a log: %w", err)
+		}
+	}
+	if len(found.superseded) > 0 {
+		if err := syncDir(o.Dir); err != nil {
+			return e, err
 		}
 	}
 	if e, err = openEngine(o); err != nil {

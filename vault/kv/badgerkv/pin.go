@@ -101,14 +101,25 @@ func (c *compactions) hold() error {
 			return errLeftOpen
 		}
 	}
-	if err := c.rebase(); err != nil {
-		return err
-	}
 	c.ready.Discard()
 	c.ready = c.db.NewTransaction(false)
-	c.pin, c.closing = newPin(c.ready), true
-	c.turn.Broadcast()
-	return nil
+	for {
+		if err := c.rebase(); err != nil {
+			return err
+		}
+		held := newPin(c.ready)
+		// What was flushed in between is a table that base does not list, and no log any more that could be held.
+		now, err := stampOf(c.base.path)
+		if err == nil && now == *c.seen.Load() {
+			c.pin, c.closing = held, true
+			c.turn.Broadcast()
+			return nil
+		}
+		held.it.Close()
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // compactorsStopped is called while the engine closes.
