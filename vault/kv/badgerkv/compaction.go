@@ -231,6 +231,9 @@ func (c *compactions) done(id int) {
 	if ok && bad != nil {
 		c.end(bad)
 	}
+	if !ok || bad != nil {
+		c.park() // or the engine could be closed while its directory is looked at
+	}
 }
 
 // finish is called with mu held, for a compaction that is right.
@@ -261,6 +264,7 @@ func (c *compactions) finish(x *compaction) error {
 func (c *compactions) failed(id int, cause error) {
 	if x := c.under.Load(); x != nil && x.id == id {
 		c.end(fmt.Errorf("badgerkv: compaction failed: %w", cause))
+		c.park()
 	}
 }
 
