@@ -152,12 +152,16 @@ func (k *Keyring) StartJob(ctx context.Context, scope string, subject uuid.UUID,
 	case ScopeIndex, ScopeToken, ScopeWitness:
 		rec.Phase = phaseBegin
 	}
+	// A caller that leaves cannot call the job back: it may be in the store by then, and must be carried out.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.cfg.KEKTimeout)
+	defer cancel()
+	if scope == ScopeKEK {
+		defer k.epochs.poke() // also when the outcome of the commit is not known
+	}
 	if rec, err = k.insertJob(ctx, rec); err != nil {
 		return Job{}, err
 	}
 	switch scope {
-	case ScopeKEK:
-		k.epochs.poke()
 	case ScopeIndex:
 		version, err := k.beginIndex(ctx)
 		return k.begun(ctx, rec, uint64(version), err)

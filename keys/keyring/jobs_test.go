@@ -3,6 +3,7 @@ package keyring_test
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -87,6 +88,46 @@ func TestOneJobRunsAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.mustStart(keyring.ScopeIndex, uuid.Nil)
+}
+
+// A caller that leaves while its job is put into the store does not leave a job behind that nobody carries out.
+func TestAJobWhoseCallerHasLeftIsCarriedOut(t *testing.T) {
+	for _, scope := range []string{keyring.ScopeKEK, keyring.ScopeIndex, keyring.ScopeToken, keyring.ScopeWitness} {
+		t.Run(scope, func(t *testing.T) {
+			r := newEpochRing(t, nil)
+			r.mustCreate("value")
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			var once sync.Once
+			r.store.mu.Lock()
+			r.store.before = func(op string) error {
+				if op == "update" {
+					once.Do(func() {
+						leave()
+						time.Sleep(50 * time.Millisecond) // for the caller to notice
+					})
+				}
+				return nil
+			}
+			r.store.mu.Unlock()
+			_, _ = r.StartJob(ctx, scope, uuid.Nil, "test")
+			var last keyring.Job
+			for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				jobs, err := r.Jobs(context.Background())
+				if err != nil || len(jobs) > 1 {
+					t.Fatalf("jobs %v, error %v", jobs, err)
+				}
+				if len(jobs) == 0 {
+					continue
+				}
+				last = jobs[0]
+				if last.State == keyring.JobDone || scope == keyring.ScopeIndex && last.Phase != "begin" {
+					return
+				}
+			}
+			t.Errorf("the job stays %s in phase %q", last.State, last.Phase)
+		})
+	}
 }
 
 func TestJobsSurviveARestart(t *testing.T) {

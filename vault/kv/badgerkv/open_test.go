@@ -191,6 +191,41 @@ func TestOpenRefusesForeignData(t *testing.T) {
 	}
 }
 
+// Whatever byte of a table is not what was written, it is noticed before the engine opens the table, which it does where
+// damage ends the process.
+func TestEachFlippedByteOfATableIsNoticed(t *testing.T) {
+	o, _ := closedStore(t)
+	for _, path := range tables(t, o.Dir) {
+		whole := mustRead(t, path)
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for at, b := range whole {
+			if _, err := f.WriteAt([]byte{b ^ 1<<(at%8)}, int64(at)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := checkTable(path); err == nil {
+				t.Errorf("byte %d of %d of %s is not noticed", at, len(whole), filepath.Base(path))
+			}
+			// The largest of what can go wrong: numbers become negative.
+			if _, err := f.WriteAt([]byte{b ^ 0x80}, int64(at)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := checkTable(path); err == nil {
+				t.Errorf("the high bit of byte %d of %d of %s is not noticed", at, len(whole), filepath.Base(path))
+			}
+			if _, err := f.WriteAt([]byte{b}, int64(at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := checkTable(path); err != nil {
+			t.Errorf("as it was: %v", err)
+		}
+	}
+}
+
 // TestFlippedBits damages tables all over. Each time the store must refuse to open, or hold what it held.
 func TestFlippedBits(t *testing.T) {
 	o, _ := closedStore(t)
