@@ -30,7 +30,7 @@ const storeKind = "keys"
 func storeOptions(c Config, log *slog.Logger) badgerkv.Options {
 	return badgerkv.Options{
 		Dir: c.Store.Dir, Kind: storeKind, Logger: log,
-		MemTableSize: 16 << 20, NumMemtables: 2, BlockCacheSize: 8 << 20, IndexCacheSize: 16 << 20,
+		MemTableSize: 16 << 20, NumMemtables: 2,
 	}
 }
 

@@ -19,7 +19,7 @@ func small(t testing.TB, dir string) badgerkv.Options {
 		Logger:       slog.New(slog.DiscardHandler),
 		Fatal:        func(err error) { t.Errorf("store would have ended the process: %v", err) },
 		Space:        badgerkv.Space{ReadOnly: -1, Reserve: -1, Ballast: -1},
-		MemTableSize: 8 << 20, BlockCacheSize: 1 << 20, IndexCacheSize: 1 << 20,
+		MemTableSize: 8 << 20,
 	}
 }
 

@@ -23,7 +23,7 @@ func testOptions(t testing.TB, dir string) Options {
 		Logger:       slog.New(slog.DiscardHandler),
 		Fatal:        func(err error) { t.Errorf("store would have ended the process: %v", err) },
 		Space:        Space{ReadOnly: -1, Reserve: -1, Ballast: -1},
-		MemTableSize: 8 << 20, BlockCacheSize: 1 << 20, IndexCacheSize: 1 << 20,
+		MemTableSize: 8 << 20,
 	}
 }
 

@@ -25,7 +25,6 @@ const (
 	badgerTxnShare  = 15      // per cent of the memtable that one transaction may fill
 	formatVersion   = 1       // of what lies in Badger under our keys; an older binary refuses a newer one
 	defaultMemTable = 32 << 20
-	defaultCache    = 64 << 20
 	defaultTables   = 3
 )
 
@@ -55,10 +54,6 @@ type Options struct {
 	MemTableSize int64
 	// NumMemtables is how many full memtables may wait to become tables before writers wait. Zero: 3.
 	NumMemtables int
-	// BlockCacheSize and IndexCacheSize are in bytes. Zero: 64 MiB each. Blocks are not compressed, so
-	// that the page cache serves as well, and a small footprint costs little.
-	BlockCacheSize int64
-	IndexCacheSize int64
 
 	hooks hooks
 }
@@ -99,8 +94,6 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	orDefault(&o.MemTableSize, defaultMemTable)
 	orDefault(&o.NumMemtables, defaultTables)
-	orDefault(&o.BlockCacheSize, defaultCache)
-	orDefault(&o.IndexCacheSize, defaultCache)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -153,8 +146,10 @@ func (o Options) engine() badger.Options {
 		WithNumVersionsToKeep(1).
 		WithDetectConflicts(true).
 		WithCompression(options.None). // ciphertext does not compress
-		WithBlockCacheSize(o.BlockCacheSize).
-		WithIndexCacheSize(o.IndexCacheSize).
+		// Blocks and indexes that are neither compressed nor encrypted lie in mapped files, so the page cache has them. In
+		// Badger's own cache a block counts as all of its file behind it, so that a few fill it and each read replaces one.
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
 		// The default verifies nothing; OnBlockRead turns damage into "not found"; OnTableAndBlockRead panics.
 		WithChecksumVerificationMode(options.OnTableRead).
 		WithVerifyValueChecksum(true).
