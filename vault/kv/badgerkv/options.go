@@ -19,6 +19,7 @@ const ExitCode = 74
 const (
 	valueThreshold = 1 << 20  // larger values would go to the value log, whose sync errors Badger swallows
 	valueLogSize   = 64 << 20 // Badger maps twice this and syncs the map at each commit
+	baseLevelSize  = 256 << 20
 
 	minMemTable     = 1 << 20
 	fullMemTable    = 8 << 20 // the smallest that takes a value of kv.MaxValueSize with room for its transaction
@@ -146,6 +147,8 @@ func (o Options) engine() badger.Options {
 		WithNumVersionsToKeep(1).
 		WithDetectConflicts(true).
 		WithCompression(options.None). // ciphertext does not compress
+		// The default of 10 MiB makes four levels of 1.6 GB, each of which writes everything again; this makes two.
+		WithBaseLevelSize(baseLevelSize).
 		// Blocks and indexes that are neither compressed nor encrypted lie in mapped files, so the page cache has them. In
 		// Badger's own cache a block counts as all of its file behind it, so that a few fill it and each read replaces one.
 		WithBlockCacheSize(0).
