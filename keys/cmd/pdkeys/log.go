@@ -13,9 +13,9 @@ var logged = map[string]bool{
 	"addr": true, "after": true, "attempt": true, "backoff": true, "bytes": true, "call": true, "caller": true, "changes": true,
 	"code": true, "copy": true, "count": true, "dir": true, "error": true, "failure": true, "free": true, "generation": true,
 	"hits": true, "id": true, "instance": true, "is": true, "items": true, "job": true, "kek": true, "kek_failures": true,
-	"limit": true, "magic": true, "misses": true, "op": true, "opens": true, "origin": true, "path": true, "phase": true,
+	"limit": true, "log": true, "magic": true, "misses": true, "op": true, "opens": true, "origin": true, "path": true, "phase": true,
 	"pid": true, "retry": true, "role": true, "scope": true, "seconds": true, "sidecar": true, "signal": true, "size": true,
-	"socket": true, "stack": true, "state": true, "status": true, "target": true, "took": true, "total": true, "ttl": true,
+	"socket": true, "stack": true, "state": true, "status": true, "tables": true, "target": true, "took": true, "total": true, "ttl": true,
 	"uid": true, "unwraps": true, "version": true, "wait": true, "was": true, "why": true, "witnessed": true,
 }
 

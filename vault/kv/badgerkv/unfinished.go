@@ -221,7 +221,7 @@ func (u unfinished) since(manifest []byte) (s since, err error) {
 // new MANIFEST lists all that was listed before the compaction, which is then untouched.
 func (u *undo) apply(o Options) error {
 	if u.tables != nil {
-		o.Logger.Warn("a compaction did not write all that it had read: it is undone", "tables put back", u.lost)
+		o.Logger.Warn("a compaction did not write all that it had read: it is undone", "tables", u.lost)
 		if err := writeManifest(o, u.header, u.tables); err != nil {
 			return err
 		}
