@@ -20,14 +20,19 @@ import (
 // ErrNotFound, ErrInvalid, ErrLimited, ErrBusy, ErrIntegrity and the errors of ledger and sidecar; after
 // any error no plaintext has left, and if the access was already recorded, access.failed follows it.
 func (b *Broker) Read(ctx context.Context, q ReadRequest) (ReadResult, error) {
+	if err := b.begin(b.current.Load(), &q); err != nil {
+		return ReadResult{}, err
+	}
+	return again(func() (ReadResult, error) { return b.read(ctx, q) })
+}
+
+// begin counts a read, in the budget of its caller too.
+func (b *Broker) begin(p *published, q *ReadRequest) error {
 	if q.Mode == "" {
 		q.Mode = verify.ModeReveal
 	}
 	b.load.Add(1)
-	if err := b.budgets.read(b.current.Load(), q.Caller.ID, b.now()); err != nil {
-		return ReadResult{}, err
-	}
-	return again(func() (ReadResult, error) { return b.read(ctx, q) })
+	return b.budgets.read(p, q.Caller.ID, b.now())
 }
 
 // Check answers whether a read would be allowed, and if not what is missing. It discloses no plaintext and

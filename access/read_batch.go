@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/prototypster/pdvault/access/ledger"
-	"github.com/prototypster/pdvault/access/ledger/verify"
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
@@ -89,11 +88,7 @@ func (b *Broker) readGroup(ctx context.Context, g *group) {
 func (b *Broker) lookGroup(ctx context.Context, g *group) (states []seen, left []int) {
 	for i := range g.reads {
 		q := &g.reads[i]
-		if q.Mode == "" {
-			q.Mode = verify.ModeReveal
-		}
-		b.load.Add(1)
-		if err := b.budgets.read(g.policy, q.Caller.ID, b.now()); err != nil {
+		if err := b.begin(g.policy, q); err != nil {
 			g.finish(i, ReadResult{}, err)
 			continue
 		}

@@ -27,6 +27,15 @@ type result struct {
 	err     error
 }
 
+// receipt is the outcome as the caller of the ledger is told.
+func (it *item) receipt(ctx context.Context) (Receipt, error) {
+	r, err := it.wait(ctx)
+	if err != nil {
+		return Receipt{}, fmt.Errorf("appending to the ledger: %w", err)
+	}
+	return r, nil
+}
+
 // wait returns the outcome. When ctx ends while the item is still in the queue, it is dropped; once the
 // committer has it the outcome is awaited, since the entry may be durable by then.
 func (it *item) wait(ctx context.Context) (Receipt, error) {
@@ -52,15 +61,6 @@ type queue struct {
 	closed bool    // guarded by mu
 
 	wake chan struct{} // of capacity 1; filled when items or closed change
-}
-
-// receipt is wait as the caller of the ledger is told.
-func (it *item) receipt(ctx context.Context) (Receipt, error) {
-	r, err := it.wait(ctx)
-	if err != nil {
-		return Receipt{}, fmt.Errorf("appending to the ledger: %w", err)
-	}
-	return r, nil
 }
 
 func (q *queue) push(items ...*item) error {

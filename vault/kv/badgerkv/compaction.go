@@ -47,9 +47,8 @@ type compactions struct {
 	seen  atomic.Pointer[stamp]      // of the MANIFEST that was last found to be right
 
 	mu       sync.Mutex // guards everything below
-	turn     *sync.Cond // under, attached, stuck or closing has changed
+	turn     *sync.Cond // under, attached, ended or closing has changed
 	attached bool       // db can be used
-	stuck    bool       // no compaction may go on: the process is about to end
 	closing  bool
 	db       *badger.DB
 	ready    *badger.Txn   // for pins: beginning one may have to wait for a commit, which may wait for a compaction
@@ -60,7 +59,7 @@ type compactions struct {
 
 	quit, hurry chan struct{}
 	over        chan struct{}
-	ended       chan struct{} // closed when the engine must be left as it is
+	ended       chan struct{} // closed, with mu held, when no compaction may go on and the engine must be left as it is
 }
 
 // compaction is one that is under way.
@@ -100,7 +99,7 @@ func (c *compactions) announce(id int, keys uint64) {
 	late := time.AfterFunc(attachTime, c.giveUpAttaching)
 	defer late.Stop()
 	ok := c.insist("a compaction cannot be prepared", func() error {
-		for c.stuck || !c.attached || c.under.Load() != nil && c.under.Load().id != id {
+		for c.hasEnded() || !c.attached || c.under.Load() != nil && c.under.Load().id != id {
 			c.turn.Wait()
 		}
 		if c.under.Load() == nil {
@@ -299,12 +298,12 @@ func (c *compactions) gate() error {
 		return nil
 	}
 	c.mu.Lock()
-	if c.under.Load() == nil && !c.stuck {
+	if c.under.Load() == nil && !c.hasEnded() {
 		c.mu.Unlock()
 		return nil
 	}
 	_, err = c.check()
-	stuck := c.stuck
+	stuck := c.hasEnded()
 	c.mu.Unlock()
 	switch {
 	case errors.Is(err, errShort):
@@ -330,7 +329,7 @@ func (c *compactions) insist(what string, fn func() error) bool {
 	var until time.Time
 	for {
 		c.mu.Lock()
-		stuck, err := c.stuck, error(nil)
+		stuck, err := c.hasEnded(), error(nil)
 		if !stuck {
 			err = fn()
 		}
@@ -363,8 +362,7 @@ func (c *compactions) insist(what string, fn func() error) bool {
 // end ends the store. The engine must not compact any more, nor be closed, which would delete what is still held.
 func (c *compactions) end(err error) error {
 	c.mu.Lock()
-	first := !c.stuck
-	c.stuck = true
+	first := !c.hasEnded()
 	c.turn.Broadcast()
 	c.mu.Unlock()
 	if first {

@@ -203,18 +203,13 @@ func TestEachFlippedByteOfATableIsNoticed(t *testing.T) {
 		}
 		defer f.Close()
 		for at, b := range whole {
-			if _, err := f.WriteAt([]byte{b ^ 1<<(at%8)}, int64(at)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := checkTable(path); err == nil {
-				t.Errorf("byte %d of %d of %s is not noticed", at, len(whole), filepath.Base(path))
-			}
-			// The largest of what can go wrong: numbers become negative.
-			if _, err := f.WriteAt([]byte{b ^ 0x80}, int64(at)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := checkTable(path); err == nil {
-				t.Errorf("the high bit of byte %d of %d of %s is not noticed", at, len(whole), filepath.Base(path))
+			for _, bit := range []byte{1 << (at % 8), 0x80} { // the high bit makes numbers negative
+				if _, err := f.WriteAt([]byte{b ^ bit}, int64(at)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := checkTable(path); err == nil {
+					t.Errorf("bit %#02x of byte %d of %d of %s is not noticed", bit, at, len(whole), filepath.Base(path))
+				}
 			}
 			if _, err := f.WriteAt([]byte{b}, int64(at)); err != nil {
 				t.Fatal(err)

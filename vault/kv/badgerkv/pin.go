@@ -97,7 +97,7 @@ func (c *compactions) hold() error {
 		return nil
 	}
 	for c.under.Load() != nil {
-		if c.turn.Wait(); c.stuck {
+		if c.turn.Wait(); c.hasEnded() {
 			return errLeftOpen
 		}
 	}
@@ -126,7 +126,7 @@ func (c *compactions) hold() error {
 func (c *compactions) compactorsStopped() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.closing || c.stuck || c.pin == nil {
+	if !c.closing || c.hasEnded() || c.pin == nil {
 		return
 	}
 	c.pin.it.Close()
