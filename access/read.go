@@ -23,7 +23,16 @@ func (b *Broker) Read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 	if err := b.begin(b.current.Load(), &q); err != nil {
 		return ReadResult{}, err
 	}
-	return again(func() (ReadResult, error) { return b.read(ctx, q) })
+	o := b.gathered.do(ctx, q)
+	if o.left != nil {
+		return o.left(ctx)
+	}
+	return o.result, o.err
+}
+
+// gather makes a group of the reads that came together.
+func (b *Broker) gather(ctx context.Context, asked []ReadRequest) []readOutcome {
+	return b.readGroup(ctx, &group{policy: b.current.Load(), asked: asked, prompt: true})
 }
 
 // begin counts a read, in the budget of its caller too.
