@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -21,6 +22,8 @@ const (
 	renewInterval  = 200 * time.Millisecond // how far compactions lag in dropping what nobody can see any more
 	insistTime     = 30 * time.Second       // a compaction can wait so long; then writers would have to
 	insistInterval = 100 * time.Millisecond
+	remindInterval = time.Minute // between the messages of one that waits for room
+	enoughRoom     = 512 << 20   // bytes; hardly any compaction writes more
 	attachTime     = time.Minute // that the engine may take to open while a compaction waits
 )
 
@@ -40,6 +43,8 @@ const (
 type compactions struct {
 	dir   string
 	log   *slog.Logger
+	room  func(tables int64) error // whether there is room for another compaction
+	limit time.Duration            // of what compactions wait for, but for room
 	fail  func(error) error
 	hooks hooks
 
@@ -70,7 +75,7 @@ type compaction struct {
 
 func newCompactions(o Options, fail func(error) error) *compactions {
 	c := &compactions{
-		dir: o.Dir, log: o.Logger, fail: fail, hooks: o.hooks,
+		dir: o.Dir, log: o.Logger, room: o.room, limit: insistTime, fail: fail, hooks: o.hooks,
 		quit: make(chan struct{}), hurry: make(chan struct{}), over: make(chan struct{}), ended: make(chan struct{}),
 	}
 	c.turn = sync.NewCond(&c.mu)
@@ -129,6 +134,10 @@ func (c *compactions) giveUpAttaching() {
 
 // begin is called with mu held.
 func (c *compactions) begin(id int) error {
+	tables, _ := c.db.Size()
+	if err := c.room(tables); err != nil {
+		return err
+	}
 	if err := c.rebase(); err != nil {
 		return err
 	}
@@ -324,9 +333,10 @@ func (c *compactions) hasEnded() bool {
 }
 
 // insist calls fn with mu held until it succeeds. It ends the store if that does not happen in time: nothing has been lost
-// until then, since the compaction waits.
+// until then, since the compaction waits. For room on the disk it waits without an end: the free-space guard has stopped
+// the writers that would have to wait for it.
 func (c *compactions) insist(what string, fn func() error) bool {
-	var until time.Time
+	var until, remind time.Time
 	for {
 		c.mu.Lock()
 		stuck, err := c.hasEnded(), error(nil)
@@ -341,11 +351,14 @@ func (c *compactions) insist(what string, fn func() error) bool {
 			return true
 		}
 		if until.IsZero() {
-			until = time.Now().Add(insistTime)
+			until = time.Now().Add(c.limit)
 		}
-		late := time.Now().After(until) || errors.Is(err, kv.ErrIntegrity)
+		late := time.Now().After(until) && !errors.Is(err, syscall.ENOSPC) || errors.Is(err, kv.ErrIntegrity)
 		if !late {
-			c.log.Warn(what+", trying again", "error", err)
+			if time.Now().After(remind) {
+				remind = time.Now().Add(remindInterval)
+				c.log.Warn(what+", trying again", "error", err)
+			}
 			select {
 			case <-time.After(insistInterval):
 			case <-c.hurry:

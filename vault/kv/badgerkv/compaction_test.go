@@ -137,6 +137,93 @@ func TestACompactionThatCannotWriteLosesNothing(t *testing.T) {
 	}
 }
 
+// On a full disk compactions wait, however long, and answers are right; with room again everything goes on.
+func TestCompactionsWaitForRoom(t *testing.T) {
+	disk, o := onFakeDisk(t)
+	o.MemTableSize, o.NumMemtables = 1<<20, 2
+	var p points
+	o.hooks.compacting = p.at
+	o.Fatal = func(err error) { t.Errorf("the store has ended: %v", err) }
+	s := mustCreate(t, o)
+	var refused atomic.Int64
+	s.compactions.mu.Lock()
+	s.compactions.limit = 0
+	s.compactions.room = func(tables int64) error {
+		err := s.opts.room(tables)
+		if errors.Is(err, unix.ENOSPC) {
+			refused.Add(1)
+		}
+		return err
+	}
+	s.compactions.mu.Unlock()
+	disk.free.Store(testReserve - 1)
+	c := newChurn(s)
+	writing := make(chan error)
+	var enough atomic.Bool
+	go func() {
+		for !enough.Load() {
+			if err := c.put(); err != nil && !errors.Is(err, kv.ErrStorageFull) {
+				writing <- err
+				return
+			}
+			if s.space.level.Load() != int32(levelOpen) {
+				s.space.level.Store(int32(levelOpen)) // or nothing would be written that asks for a compaction
+			}
+		}
+		writing <- nil
+	}()
+	for refused.Load() < 5 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n := p.count("announced"); n > 0 {
+		t.Errorf("%d tables of compactions were written on a full disk", n)
+	}
+	for i := range 20 {
+		if err := c.wrong(s, c.acknowledged(), key(i)); err != nil {
+			t.Error(err)
+		}
+	}
+	disk.free.Store(1 << 30)
+	for p.count("done") < 3 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	enough.Store(true)
+	if err := <-writing; err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, s)
+	c.mustHold(t, o)
+}
+
+func TestRoomForACompaction(t *testing.T) {
+	disk, o := onFakeDisk(t)
+	for _, c := range []struct {
+		free, tables int64
+		enough       bool
+	}{
+		{testReserve - 1, 0, false},
+		{testReserve, testReserve, true},
+		{testReserve, testReserve + 1, false},
+		{enoughRoom - 1, 1 << 40, false},
+		{enoughRoom, 1 << 40, true},
+	} {
+		disk.free.Store(c.free)
+		if err := o.room(c.tables); (err == nil) != c.enough || err != nil && !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%d free for %d in tables: %v", c.free, c.tables, err)
+		}
+	}
+	disk.broken.Store(true)
+	if o.room(0) == nil {
+		t.Error("room on a file system that does not answer")
+	}
+	disk.broken.Store(false)
+	disk.free.Store(1)
+	o.Space = Space{ReadOnly: -1, Reserve: -1}
+	if err := o.room(1 << 30); err != nil {
+		t.Errorf("the guard is off: %v", err)
+	}
+}
+
 // manyLevels makes small tables, and of few megabytes several levels.
 func manyLevels(o badger.Options) badger.Options {
 	return o.WithBaseTableSize(128 << 10).WithBaseLevelSize(512 << 10).WithLevelSizeMultiplier(2)

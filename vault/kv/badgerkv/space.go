@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prototypster/pdvault/vault/kv"
@@ -45,6 +46,20 @@ func (o Options) limits(total int64) limits {
 	l = limits{max(l.readOnly, 0), max(l.reserve, 0), max(l.ballast, 0)}
 	l.reserve = min(l.reserve, l.readOnly)
 	return l
+}
+
+// room is an error that wraps ENOSPC if there is none for a compaction of a store with so many bytes in tables: it may
+// write them all again before it deletes any. Where the guard is switched off, there always is.
+func (o Options) room(tables int64) error {
+	info, err := o.hooks.statfs(o.Dir)
+	if err != nil {
+		return err
+	}
+	lim := o.limits(info.total)
+	if need := max(lim.reserve, min(tables, enoughRoom)); lim.reserve > 0 && info.free < need {
+		return fmt.Errorf("badgerkv: %d bytes free, %d needed: %w", info.free, need, syscall.ENOSPC)
+	}
+	return nil
 }
 
 // spaceGuard watches the free space of the store's file system. Badger cannot: it writes to holes in
