@@ -44,9 +44,13 @@ func TestALossWhileClosingIsUndone(t *testing.T) {
 	o.hooks.compacting = p.at
 	s := mustCreate(t, o)
 	c := newChurn(s)
-	for p.count("done") < 1 || s.db.Levels()[0].NumTables < 12 {
+	more := 300 // which wait in memtables
+	for p.count("done") < 1 || s.db.Levels()[0].NumTables < stallTables || more > 0 {
 		if err := c.put(); err != nil {
 			t.Fatal(err)
+		}
+		if s.db.Levels()[0].NumTables == stallTables {
+			more--
 		}
 	}
 	closed := make(chan error)
@@ -77,16 +81,23 @@ func TestACrashWhileCompactingLosesNothing(t *testing.T) {
 	for _, bad := range []bool{false, true} {
 		images := map[string]Options{}
 		o := compacting(t)
-		o.hooks.tune = manyLevels
+		o.hooks.tune = func(o badger.Options) badger.Options {
+			return manyLevels(o).WithNumLevelZeroTablesStall(15) // a flush must not wait for the compaction that waits for it
+		}
 		o.Fatal = func(error) {}
 		var p points
 		var s *Store
 		var once sync.Once
+		var writing sync.Mutex
+		var enough bool // guarded by writing: nothing is written while images are made
 		o.hooks.compacting = func(point string) {
 			p.at(point)
 			if p.count("done") < 3 {
 				return
 			}
+			writing.Lock()
+			enough = true
+			writing.Unlock()
 			for flushing := true; flushing; { // or the image would not be of one moment
 				logs, err := memLogs(o.Dir)
 				if err != nil {
@@ -108,13 +119,14 @@ func TestACrashWhileCompactingLosesNothing(t *testing.T) {
 		s = mustCreate(t, o)
 		c := newChurn(s)
 		imaged := func() int { p.mu.Lock(); defer p.mu.Unlock(); return len(images) }
-		// Nothing is written while images are made.
 		for imaged() < 3 && s.stopped() == nil {
-			for s.db.Levels()[0].NumTables < 6 && imaged() == 0 && s.stopped() == nil {
-				if err := c.put(); err != nil {
+			writing.Lock()
+			for n := 0; n < 10 && !enough && s.db.Levels()[0].NumTables < 6; n++ {
+				if c.put() != nil {
 					break
 				}
 			}
+			writing.Unlock()
 			time.Sleep(time.Millisecond)
 		}
 		for point, image := range images {

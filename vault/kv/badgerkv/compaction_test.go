@@ -195,6 +195,65 @@ func TestCompactionsWaitForRoom(t *testing.T) {
 	c.mustHold(t, o)
 }
 
+// What is deleted while the first compaction is under way, for longer than the engine leaves new tables alone, stays
+// deleted. Where more tables may come meanwhile the engine compacts those among themselves and drops the deletion, whenever
+// its second compactor has the first compaction.
+func TestADeletionOutlivesALongCompaction(t *testing.T) {
+	const leftAlone = 10 * time.Second // tables that are younger; see fillTablesL0ToL0 in Badger's levels.go
+	o := compacting(t)
+	goOn := make(chan struct{})
+	var p points
+	p.then = func(point string, times int) {
+		if point == "announced" && times == 1 {
+			<-goOn
+		}
+	}
+	o.hooks.compacting = p.at
+	s := mustCreate(t, o)
+	c := newChurn(s)
+	if err := put(t.Context(), s, "victim", "value"); err != nil {
+		t.Fatal(err)
+	}
+	for p.count("announced") == 0 {
+		if err := c.put(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Update(t.Context(), func(w kv.Writer) error { w.Delete([]byte("victim")); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	writing := make(chan error)
+	go func() { // writers wait for the compaction at some time
+		var err error
+		for n := 0; n < 600 && err == nil; n++ {
+			err = c.put()
+		}
+		writing <- err
+	}()
+	time.Sleep(leftAlone + 2*time.Second)
+	close(goOn)
+	if err := <-writing; err != nil {
+		t.Fatal(err)
+	}
+	for p.count("done") < 3 {
+		if err := c.put(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := s.View(t.Context(), func(r kv.Reader) error {
+		values, err := r.Get([]byte("victim"))
+		if err == nil && values[0] != nil {
+			t.Error("what was deleted is there again")
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	mustClose(t, s)
+	c.mustHold(t, o)
+}
+
 func TestRoomForACompaction(t *testing.T) {
 	disk, o := onFakeDisk(t)
 	for _, c := range []struct {

@@ -21,6 +21,13 @@ const (
 	valueLogSize   = 64 << 20 // Badger maps twice this and syncs the map at each commit
 	baseLevelSize  = 256 << 20
 
+	// Badger compacts some tables of level 0 among themselves when it cannot compact them into the next level, at least 4
+	// that are not being compacted. It then drops a deletion that hides nothing in the levels below, though it may hide a
+	// value in a table of level 0 that was left out: what was deleted would come back. That needs an empty level below,
+	// and so the first compaction into it under way, of at least compactTables; writers wait before there are 4 more.
+	compactTables = 5
+	stallTables   = compactTables + 3
+
 	minMemTable     = 1 << 20
 	fullMemTable    = 8 << 20 // the smallest that takes a value of kv.MaxValueSize with room for its transaction
 	badgerTxnShare  = 15      // per cent of the memtable that one transaction may fill
@@ -149,6 +156,8 @@ func (o Options) engine() badger.Options {
 		WithCompression(options.None). // ciphertext does not compress
 		// The default of 10 MiB makes four levels of 1.6 GB, each of which writes everything again; this makes two.
 		WithBaseLevelSize(baseLevelSize).
+		WithNumLevelZeroTables(compactTables).
+		WithNumLevelZeroTablesStall(stallTables).
 		// Blocks and indexes that are neither compressed nor encrypted lie in mapped files, so the page cache has them. In
 		// Badger's own cache a block counts as all of its file behind it, so that a few fill it and each read replaces one.
 		WithBlockCacheSize(0).
@@ -170,6 +179,8 @@ func verifyEngine(o badger.Options) error {
 		return errors.New("badgerkv: refusing to run without synced writes")
 	case o.InMemory, o.BypassLockGuard, !o.DetectConflicts:
 		return errors.New("badgerkv: refusing an engine mode that gives up durability or isolation")
+	case o.NumLevelZeroTablesStall > o.NumLevelZeroTables+3:
+		return errors.New("badgerkv: refusing an engine that may bring back what was deleted")
 	case o.ChecksumVerificationMode != options.OnTableRead:
 		return errors.New("badgerkv: refusing to run without checksums of tables")
 	case o.Logger == nil:
