@@ -162,8 +162,8 @@ func Flips(ctx context.Context, t Trial) (r Result, err error) {
 			what, err = flip(filepath.Join(dir, file), rng)
 			return err
 		})
-		if err != nil {
-			return r, err
+		if err != nil || ctx.Err() != nil {
+			return r, errors.Join(err, ctx.Err())
 		}
 		r.add(v, fmt.Sprintf("%s, %s in %s", f.name, what, file))
 		t.log("flip %d: %s %s, %s: broken %q, refused %v, %d integrity errors", r.Count, f.name, file, what, v.Broken, v.Refused, v.Integrity)
@@ -223,8 +223,8 @@ func Losses(ctx context.Context, t Trial) (r Result, err error) {
 			break
 		}
 		v, err := one.fixture.try(ctx, t, one.do)
-		if err != nil {
-			return r, err
+		if err != nil || ctx.Err() != nil {
+			return r, errors.Join(err, ctx.Err())
 		}
 		r.add(v, one.fixture.name+", "+one.what)
 		t.log("loss %d of %d: %s, %s: broken %q, refused %v, %d integrity errors", r.Count, len(list), one.fixture.name, one.what, v.Broken, v.Refused, v.Integrity)

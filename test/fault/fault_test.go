@@ -91,6 +91,13 @@ func TestKillingEitherProgramLosesNothingThatWasAcknowledged(t *testing.T) {
 	held(t, r, err)
 }
 
+// Who gets no more memory may die of it, and loses nothing.
+func TestAProgramWithoutMemoryLosesNothingThatWasAcknowledged(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
+	r, err := Starve(t.Context(), trial(t, 2))
+	held(t, r, err)
+}
+
 func TestAPowerCutLosesNothingThatWasAcknowledged(t *testing.T) {
 	t.Parallel() // most of the time programs that start are waited for
 	needs(t, DisksMissing)

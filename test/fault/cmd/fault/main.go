@@ -39,7 +39,8 @@ func main() {
 	flips := flag.Int("flips", 0, "how many bits are flipped")
 	losses := flag.Int("losses", 0, "how many files are removed, cut or made older, at most")
 	fills := flag.Int("fills", 0, "how often a disk is filled")
-	hangs := flag.Int("hangs", 0, "how often a program hangs, loses its socket or its descriptors")
+	hangs := flag.Int("hangs", 0, "how often a program hangs, is slow, loses its socket or its descriptors")
+	starves := flag.Int("starves", 0, "how often a program gets no more memory")
 	sweep := flag.Bool("sweep", false, "make the n-th call of the kernel fail, for n = 1, 2, ...")
 	seed := flag.Uint64("seed", 1, "of the dice")
 	most := flag.Duration("time", 0, "of all together: each kind of fault gets an equal share, after which none is begun; 0: no end")
@@ -61,6 +62,7 @@ func main() {
 		{"n-th call fails", sweeps, fault.StraceMissing, fault.Sweep, fault.ControlSweep},
 		{"full disk", *fills, disks, fault.Fills, fault.ControlCheckers},
 		{"hang, descriptors", *hangs, none, fault.Hangs, fault.ControlCheckers},
+		{"no memory", *starves, none, fault.Starve, fault.ControlCheckers},
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
