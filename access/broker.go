@@ -124,7 +124,6 @@ type Broker struct {
 	sealedFor time.Duration
 	current   atomic.Pointer[published] // the policy that decides; replaced by publish and reload
 	budgets   budgets
-	gathered  gatherer      // of Read
 	load      atomic.Int64  // requests that were begun, so that a rotation can make room for them
 	rotate    chan struct{} // a rotation was begun, so that the rotator need not find out by looking
 }
@@ -176,13 +175,11 @@ func newBroker(c Config) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("access: policy cache: %w", err)
 	}
-	b := &Broker{
+	return &Broker{
 		earlier: earlier, rotate: make(chan struct{}, 1),
 		store: c.Store, ledger: c.Ledger, vault: c.Vault, opener: c.Opener, sidecar: c.Sidecar,
 		failureCode: c.FailureCode, stale: c.Stale, sealedFor: c.SealedFor, keys: c.Keys, keyAges: c.KeyAges, observer: c.Observer, now: c.Now, log: c.Logger, refs: refs,
-	}
-	b.gathered.read = b.gather
-	return b, nil
+	}, nil
 }
 
 type unobserved struct{}

@@ -23,16 +23,7 @@ func (b *Broker) Read(ctx context.Context, q ReadRequest) (ReadResult, error) {
 	if err := b.begin(b.current.Load(), &q); err != nil {
 		return ReadResult{}, err
 	}
-	o := b.gathered.do(ctx, q)
-	if o.left != nil {
-		return o.left(ctx)
-	}
-	return o.result, o.err
-}
-
-// gather makes a group of the reads that came together.
-func (b *Broker) gather(ctx context.Context, asked []ReadRequest) []readOutcome {
-	return b.readGroup(ctx, &group{policy: b.current.Load(), asked: asked, prompt: true})
+	return again(func() (ReadResult, error) { return b.read(ctx, q) })
 }
 
 // begin counts a read, in the budget of its caller too.
