@@ -261,3 +261,85 @@ func (w *world) damageRecord(id uuid.UUID) {
 		w.t.Fatalf("%v, changed %v", err, changed)
 	}
 }
+
+// Reads that come at the same time share commits and calls, and each is what it is alone: its own decision, record and
+// answer.
+func TestEachOfManyReadsAtOnceIsARead(t *testing.T) {
+	w := newWorld(t)
+	var people []uuid.UUID
+	for i := range 7 {
+		people = append(people, w.mustCreate(fmt.Sprintf(`{"email":"person%d@example.org","displayName":"Person %d"}`, i, i)))
+	}
+	damaged := w.mustCreate(`{"email":"damaged@example.org"}`)
+	w.damageRecord(damaged)
+
+	const reads = 500
+	type outcome struct {
+		subject uuid.UUID
+		result  access.ReadResult
+		err     error
+	}
+	got := make([]outcome, reads)
+	before := w.size()
+	var all sync.WaitGroup
+	for i := range got {
+		q := access.ReadRequest{
+			Request: w.as("shop"), Subject: people[i%len(people)], Collection: "profile", Fields: []string{"email"}, Purpose: "order-fulfilment",
+		}
+		switch i % 50 {
+		case 11:
+			q.Subject = uuid.New()
+		case 23:
+			q.Fields = []string{"birthdate"}
+		case 31:
+			q.Reference = "ticket"
+		case 37:
+			q.Subject = damaged
+		}
+		got[i].subject = q.Subject
+		all.Go(func() { got[i].result, got[i].err = w.Read(t.Context(), q) })
+	}
+	all.Wait()
+	records := make(map[int64]outcome)
+	for i, r := range got {
+		var want error
+		switch i % 50 {
+		case 11:
+			want = access.ErrNotFound
+		case 23:
+			want = access.ErrDenied
+		case 37:
+			want = vault.ErrIntegrity
+		}
+		if want != nil {
+			if !errors.Is(r.err, want) || r.result.Fields != nil {
+				t.Errorf("read %d: %v, want %v", i, r.err, want)
+			}
+			continue
+		}
+		if r.err != nil {
+			t.Fatalf("read %d: %v", i, r.err)
+		}
+		if email := fmt.Sprintf(`"person%d@example.org"`, i%len(people)); string(r.result.Fields["email"]) != email || r.result.Subject != r.subject {
+			t.Errorf("read %d has the answer of another", i)
+		}
+		if _, twice := records[r.result.Record]; twice {
+			t.Errorf("read %d has the record of another", i)
+		}
+		records[r.result.Record] = r
+	}
+	if n := w.size() - before; n != reads-10 {
+		t.Errorf("%d entries for %d reads, of which 10 met damage", n, reads)
+	}
+	refs := make(map[uuid.UUID]string)
+	for i, e := range w.entries(before) {
+		r, served := records[before+int64(i)]
+		if !served {
+			continue
+		}
+		if e.Kind != verify.KindAccess || e.Decision != verify.Allow || refs[r.subject] != "" && refs[r.subject] != e.SubjectRef {
+			t.Errorf("entry %d is not the record of its read", i)
+		}
+		refs[r.subject] = e.SubjectRef
+	}
+}

@@ -149,6 +149,12 @@ func (c *Coalescer[Q, R]) DoAll(ctx context.Context, qs []Q) []Outcome[R] {
 		select {
 		case <-k.done:
 			out[i] = k.result
+			continue
+		default:
+		}
+		select {
+		case <-k.done:
+			out[i] = k.result
 		case <-ctx.Done():
 			c.leave(k)
 			out[i].Err = ctx.Err()

@@ -257,6 +257,29 @@ func TestCallsMadeTogetherTravelTogether(t *testing.T) {
 	})
 }
 
+// What has come back before the context ends is told, though it stands behind what has not.
+func TestOutcomesBehindALateOneAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wire{delay: func(batch []int) time.Duration {
+			if batch[0] == 0 {
+				return 2 * time.Second
+			}
+			return 0
+		}}
+		cfg := w.config()
+		cfg.MaxItems = 5
+		c := coalesce.New(cfg)
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		for i, o := range c.DoAll(ctx, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}) {
+			if late := i < 5; late != errors.Is(o.Err, context.DeadlineExceeded) || !late && o.Err != nil {
+				t.Errorf("outcome %d: %v", i, o.Err)
+			}
+		}
+	})
+}
+
 func TestCallsMadeTogetherAreBoundedAndLeaveOneByOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &wire{delay: always(time.Second)}

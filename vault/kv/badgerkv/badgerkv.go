@@ -204,7 +204,7 @@ func (s *Store) Close() (err error) {
 			err = s.shutDown()
 		} else {
 			s.space.stop()
-			err = errLeftOpen
+			err = s.compactions.whyLeft()
 		}
 	})
 	return err
@@ -226,21 +226,8 @@ func (s *Store) await() bool {
 func (s *Store) shutDown() error {
 	s.space.stop()
 	defer s.lock.Close() // releases the flock, last
-	closed := make(chan error, 1)
-	go func() { closed <- s.compactions.closeEngine() }()
-	watchdog := time.NewTimer(closeTimeout)
-	defer watchdog.Stop()
-	select {
-	case err := <-closed:
-		if err != nil {
-			return fmt.Errorf("badgerkv: closing: %w", err)
-		}
-	case <-s.compactions.ended:
-		return errLeftOpen
-	case <-watchdog.C:
-		// The one goroutine that is not awaited. The process is about to end, and the next start finds no
-		// marker and takes the way of an unclean stop.
-		return fmt.Errorf("badgerkv: engine did not close within %s", closeTimeout)
+	if err := s.compactions.shut(); err != nil {
+		return fmt.Errorf("badgerkv: closing: %w", err)
 	}
 	if s.failed.Load() != nil {
 		return nil

@@ -23,7 +23,6 @@ const (
 	insistTime     = 30 * time.Second       // a compaction can wait so long; then writers would have to
 	insistInterval = 100 * time.Millisecond
 	remindInterval = time.Minute // between the messages of one that waits for room
-	enoughRoom     = 512 << 20   // bytes; hardly any compaction writes more
 	attachTime     = time.Minute // that the engine may take to open while a compaction waits
 )
 
@@ -43,8 +42,8 @@ const (
 type compactions struct {
 	dir   string
 	log   *slog.Logger
-	room  func(tables int64) error // whether there is room for another compaction
-	limit time.Duration            // of what compactions wait for, but for room
+	room  func() error  // whether there is room for another compaction
+	limit time.Duration // of what compactions wait for, but for room
 	fail  func(error) error
 	hooks hooks
 
@@ -64,7 +63,9 @@ type compactions struct {
 
 	quit, hurry chan struct{}
 	over        chan struct{}
-	ended       chan struct{} // closed, with mu held, when no compaction may go on and the engine must be left as it is
+	ended       chan struct{} // closed when no compaction may go on and the engine must be left as it is
+	once        sync.Once     // closes ended
+	noRoom      bool          // is why it was closed
 }
 
 // compaction is one that is under way.
@@ -134,8 +135,7 @@ func (c *compactions) giveUpAttaching() {
 
 // begin is called with mu held.
 func (c *compactions) begin(id int) error {
-	tables, _ := c.db.Size()
-	if err := c.room(tables); err != nil {
+	if err := c.room(); err != nil {
 		return err
 	}
 	if err := c.rebase(); err != nil {
@@ -333,8 +333,8 @@ func (c *compactions) hasEnded() bool {
 }
 
 // insist calls fn with mu held until it succeeds. It ends the store if that does not happen in time: nothing has been lost
-// until then, since the compaction waits. For room on the disk it waits without an end: the free-space guard has stopped
-// the writers that would have to wait for it.
+// until then, since the compaction waits. For room on the disk it waits without an end, unless a commit waits for it, and
+// all readers for that: a start on the full disk is better.
 func (c *compactions) insist(what string, fn func() error) bool {
 	var until, remind time.Time
 	for {
@@ -350,10 +350,14 @@ func (c *compactions) insist(what string, fn func() error) bool {
 		if err == nil {
 			return true
 		}
-		if until.IsZero() {
+		noRoom := errors.Is(err, syscall.ENOSPC) && !c.stalled()
+		switch {
+		case noRoom:
+			until = time.Time{}
+		case until.IsZero():
 			until = time.Now().Add(c.limit)
 		}
-		late := time.Now().After(until) && !errors.Is(err, syscall.ENOSPC) || errors.Is(err, kv.ErrIntegrity)
+		late := !noRoom && time.Now().After(until) || errors.Is(err, kv.ErrIntegrity)
 		if !late {
 			if time.Now().After(remind) {
 				remind = time.Now().Add(remindInterval)
@@ -362,6 +366,10 @@ func (c *compactions) insist(what string, fn func() error) bool {
 			select {
 			case <-time.After(insistInterval):
 			case <-c.hurry:
+				if noRoom && c.under.Load() == nil {
+					c.leave()
+					return false
+				}
 				late = true
 			}
 		}
@@ -372,6 +380,22 @@ func (c *compactions) insist(what string, fn func() error) bool {
 	}
 }
 
+// stalled reports whether level 0 is full, so that commits may be waiting for a compaction.
+func (c *compactions) stalled() bool {
+	return c.db != nil && c.db.Levels()[0].NumTables >= stallTables
+}
+
+// leave ends the store where no compaction is under way. The next start goes on with the one that waits.
+func (c *compactions) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn.Broadcast()
+	c.once.Do(func() {
+		c.noRoom = true
+		close(c.ended)
+	})
+}
+
 // end ends the store. The engine must not compact any more, nor be closed, which would delete what is still held.
 func (c *compactions) end(err error) error {
 	c.mu.Lock()
@@ -380,7 +404,7 @@ func (c *compactions) end(err error) error {
 	c.mu.Unlock()
 	if first {
 		err = c.fail(err)
-		close(c.ended)
+		c.once.Do(func() { close(c.ended) })
 	}
 	return err
 }

@@ -137,19 +137,19 @@ func TestACompactionThatCannotWriteLosesNothing(t *testing.T) {
 	}
 }
 
-// On a full disk compactions wait, however long, and answers are right; with room again everything goes on.
-func TestCompactionsWaitForRoom(t *testing.T) {
+// onFullDisk is a store in which a compaction waits for room.
+func onFullDisk(t *testing.T, fatal func(error)) (*Store, *fakeDisk, *churn, *points) {
 	disk, o := onFakeDisk(t)
 	o.MemTableSize, o.NumMemtables = 1<<20, 2
 	var p points
 	o.hooks.compacting = p.at
-	o.Fatal = func(err error) { t.Errorf("the store has ended: %v", err) }
+	o.Fatal = fatal
 	s := mustCreate(t, o)
 	var refused atomic.Int64
 	s.compactions.mu.Lock()
 	s.compactions.limit = 0
-	s.compactions.room = func(tables int64) error {
-		err := s.opts.room(tables)
+	s.compactions.room = func() error {
+		err := s.opts.room()
 		if errors.Is(err, unix.ENOSPC) {
 			refused.Add(1)
 		}
@@ -158,23 +158,22 @@ func TestCompactionsWaitForRoom(t *testing.T) {
 	s.compactions.mu.Unlock()
 	disk.free.Store(testReserve - 1)
 	c := newChurn(s)
-	writing := make(chan error)
-	var enough atomic.Bool
-	go func() {
-		for !enough.Load() {
-			if err := c.put(); err != nil && !errors.Is(err, kv.ErrStorageFull) {
-				writing <- err
-				return
-			}
-			if s.space.level.Load() != int32(levelOpen) {
-				s.space.level.Store(int32(levelOpen)) // or nothing would be written that asks for a compaction
-			}
-		}
-		writing <- nil
-	}()
 	for refused.Load() < 5 {
-		time.Sleep(10 * time.Millisecond)
+		if s.db.Levels()[0].NumTables >= compactTables {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		s.space.level.Store(int32(levelOpen)) // or nothing would be written that asks for a compaction
+		if err := c.put(); err != nil && !errors.Is(err, kv.ErrStorageFull) {
+			t.Fatal(err)
+		}
 	}
+	return s, disk, c, &p
+}
+
+// On a full disk compactions wait, however long, and answers are right; with room again everything goes on.
+func TestCompactionsWaitForRoom(t *testing.T) {
+	s, disk, c, p := onFullDisk(t, func(err error) { t.Errorf("the store has ended: %v", err) })
 	if n := p.count("announced"); n > 0 {
 		t.Errorf("%d tables of compactions were written on a full disk", n)
 	}
@@ -183,16 +182,51 @@ func TestCompactionsWaitForRoom(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	disk.free.Store(1 << 30)
+	disk.has(s, 1<<30)
 	for p.count("done") < 3 {
-		time.Sleep(10 * time.Millisecond)
-	}
-	enough.Store(true)
-	if err := <-writing; err != nil {
-		t.Fatal(err)
+		if err := c.put(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	mustClose(t, s)
-	c.mustHold(t, o)
+	c.mustHold(t, s.opts)
+}
+
+// A store closes on a full disk, though a compaction cannot go on, and loses nothing.
+func TestCloseWhileACompactionWaitsForRoom(t *testing.T) {
+	s, disk, c, _ := onFullDisk(t, func(err error) { t.Errorf("the store has ended: %v", err) })
+	if err := s.Close(); !errors.Is(err, kv.ErrStorageFull) {
+		t.Errorf("Close: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(s.opts.Dir, cleanFile)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the stop counts as clean: %v", err)
+	}
+	disk.free.Store(1 << 30)
+	c.mustHold(t, crash(t, s.opts))
+}
+
+// When a commit waits for a compaction that waits for room, and so everybody, the store ends, for the next start to serve.
+func TestAStallOnAFullDiskEndsTheStore(t *testing.T) {
+	ended := make(chan error, 1)
+	s, disk, c, _ := onFullDisk(t, func(err error) { ended <- err })
+	go func() { // the last commit never returns
+		for s.stopped() == nil {
+			s.space.level.Store(int32(levelOpen)) // as if the disk had become full in the middle of a commit
+			_ = c.put()
+		}
+	}()
+	if err := <-ended; !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("the store has ended: %v", err)
+	}
+	disk.free.Store(1 << 30)
+	image := crash(t, s.opts)
+	open := mustOpen(t, image)
+	defer mustClose(t, open)
+	for k, want := range c.acknowledged() {
+		if err := c.wrong(open, map[string]int{k: want}, k); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // What is deleted while the first compaction is under way, for longer than the engine leaves new tables alone, stays
@@ -254,31 +288,29 @@ func TestADeletionOutlivesALongCompaction(t *testing.T) {
 	c.mustHold(t, o)
 }
 
-func TestRoomForACompaction(t *testing.T) {
+// There is room for a compaction whenever somebody may write, so that no writer has to wait for one that waits for room.
+func TestThereIsRoomForACompactionWheneverSomebodyMayWrite(t *testing.T) {
 	disk, o := onFakeDisk(t)
-	for _, c := range []struct {
-		free, tables int64
-		enough       bool
-	}{
-		{testReserve - 1, 0, false},
-		{testReserve, testReserve, true},
-		{testReserve, testReserve + 1, false},
-		{enoughRoom - 1, 1 << 40, false},
-		{enoughRoom, 1 << 40, true},
-	} {
-		disk.free.Store(c.free)
-		if err := o.room(c.tables); (err == nil) != c.enough || err != nil && !errors.Is(err, unix.ENOSPC) {
-			t.Errorf("%d free for %d in tables: %v", c.free, c.tables, err)
+	s := mustCreate(t, o)
+	defer mustClose(t, s)
+	for _, free := range []int64{0, testReserve - 1, testReserve, testReadOnly - 1, testReadOnly, 1 << 30} {
+		disk.has(s, free)
+		err := o.room()
+		if writes := s.space.admit(kv.UseReserve(t.Context())) == nil; writes && err != nil || err != nil && !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%d free: writers %t, %v", free, writes, err)
+		}
+		if free < testReserve-testBallast && err == nil {
+			t.Errorf("room in %d", free)
 		}
 	}
 	disk.broken.Store(true)
-	if o.room(0) == nil {
+	if o.room() == nil {
 		t.Error("room on a file system that does not answer")
 	}
 	disk.broken.Store(false)
-	disk.free.Store(1)
+	disk.free.Store(testBallast + 1)
 	o.Space = Space{ReadOnly: -1, Reserve: -1}
-	if err := o.room(1 << 30); err != nil {
+	if err := o.room(); err != nil {
 		t.Errorf("the guard is off: %v", err)
 	}
 }

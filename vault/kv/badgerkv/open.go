@@ -56,7 +56,7 @@ func Create(ctx context.Context, o Options) (*Store, error) {
 	}
 	lock, id, err := found(o, e.db)
 	if err != nil {
-		return nil, errors.Join(err, e.compactions.closeEngine())
+		return nil, errors.Join(err, e.shut())
 	}
 	return newStore(o, lim, e, lock, id), nil
 }
@@ -311,7 +311,7 @@ func recoverEngine(ctx context.Context, o Options, found identity, space spacePl
 		return e, err
 	}
 	if err := readCanary(e.db, found.id); err != nil {
-		return e, errors.Join(err, e.compactions.closeEngine())
+		return e, errors.Join(err, e.shut())
 	}
 	return e, nil
 }
@@ -321,6 +321,12 @@ type engine struct {
 	db          *badger.DB
 	compactions *compactions
 	failed      *atomic.Pointer[error]
+}
+
+// shut closes an engine that nobody uses yet.
+func (e engine) shut() error {
+	e.compactions.hasten()
+	return e.compactions.shut()
 }
 
 // openEngine opens Badger, whose panics over damaged files become errors.

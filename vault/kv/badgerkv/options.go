@@ -24,7 +24,8 @@ const (
 	// Badger compacts some tables of level 0 among themselves when it cannot compact them into the next level, at least 4
 	// that are not being compacted. It then drops a deletion that hides nothing in the levels below, though it may hide a
 	// value in a table of level 0 that was left out: what was deleted would come back. That needs an empty level below,
-	// and so the first compaction into it under way, of at least compactTables; writers wait before there are 4 more.
+	// and so the first compaction into it under way. It takes compactTables at least, if their ranges of keys overlap, which
+	// they do where each commit writes some row that others write too; writers wait before there are 4 more.
 	compactTables = 5
 	stallTables   = compactTables + 3
 
@@ -73,8 +74,9 @@ type Space struct {
 	// ReadOnly: with less free space than this, only contexts from kv.UseReserve may write.
 	// Default: the greatest of 1 GiB, 5 % of the file system, and three times the engine's mapped logs.
 	ReadOnly int64
-	// Reserve: with less free space than this, nobody may write. Default: the size of the mapped logs, or
-	// half of ReadOnly if that is less. It is never more than ReadOnly.
+	// Reserve: with less free space than this, nobody may write, and no compaction begins. Default: the size of the mapped
+	// logs and of what a compaction into the base level may write, or half of ReadOnly if that is less. It is never more
+	// than ReadOnly.
 	Reserve int64
 	// Ballast is really allocated and is given up when free space falls below Reserve, so that there
 	// is something left to work with when another program has filled the disk. Default: 256 MiB.
@@ -129,6 +131,12 @@ func orDefault[T int | int64](v *T, def T) {
 
 // mappedLogs is the size of the files that Badger maps and writes to: one memtable's and one value log's.
 func (o Options) mappedLogs() int64 { return 2*o.MemTableSize + 2*valueLogSize }
+
+// compaction is about what one from level 0 writes: it begins while the base level is at most so much larger than it should
+// be as level 0 is.
+func (o Options) compaction() int64 {
+	return baseLevelSize*stallTables/compactTables + stallTables*o.MemTableSize
+}
 
 // threshold is Badger's ValueThreshold, which must not be above what one transaction may hold.
 func (o Options) threshold() int64 {

@@ -66,20 +66,35 @@ func (c *compactions) release(p *pin) {
 	}
 }
 
+// shut closes the engine, or leaves it as it is: when a compaction must not go on, and when it does not close in time. The
+// process is about to end then, and the next start finds no marker and takes the way of an unclean stop.
+func (c *compactions) shut() error {
+	closed := make(chan error, 1)
+	go func() { closed <- c.closeEngine() }()
+	watchdog := time.NewTimer(closeTimeout)
+	defer watchdog.Stop()
+	select {
+	case err := <-closed:
+		return err
+	case <-c.ended:
+		return c.whyLeft()
+	case <-watchdog.C:
+		return fmt.Errorf("badgerkv: engine did not close within %s", closeTimeout)
+	}
+}
+
 // closeEngine closes the engine. It still compacts, but takes no new references, so one is taken before: it holds all
 // tables, and the logs of all that will be flushed. Whatever compactions lose from then on can be put back from these.
 func (c *compactions) closeEngine() error {
 	close(c.quit)
 	<-c.over
 	if !c.insist("the engine cannot be closed", c.hold) {
-		return errLeftOpen
+		return c.whyLeft()
 	}
 	c.at("held")
 	err := c.db.Close()
-	select {
-	case <-c.ended:
-		return errors.Join(errLeftOpen, err)
-	default:
+	if c.hasEnded() {
+		return errors.Join(c.whyLeft(), err)
 	}
 	if err == nil {
 		c.mu.Lock()
@@ -89,7 +104,18 @@ func (c *compactions) closeEngine() error {
 	return err
 }
 
-var errLeftOpen = fmt.Errorf("badgerkv: the engine is left as it is after a failed compaction: %w", kv.ErrIntegrity)
+var (
+	errLeftOpen   = fmt.Errorf("badgerkv: the engine is left as it is after a failed compaction: %w", kv.ErrIntegrity)
+	errLeftNoRoom = fmt.Errorf("badgerkv: the engine is left as it is, since a compaction waits for room on the disk; nothing is lost: %w", kv.ErrStorageFull)
+)
+
+// whyLeft is called when ended is closed.
+func (c *compactions) whyLeft() error {
+	if c.noRoom {
+		return errLeftNoRoom
+	}
+	return errLeftOpen
+}
 
 // hold is called with mu held.
 func (c *compactions) hold() error {

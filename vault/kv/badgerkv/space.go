@@ -38,7 +38,7 @@ func (o Options) limits(total int64) limits {
 		l.readOnly = max(1<<30, total/20, 3*o.mappedLogs())
 	}
 	if l.reserve == 0 {
-		l.reserve = min(o.mappedLogs(), max(l.readOnly, 0)/2)
+		l.reserve = min(o.mappedLogs()+o.compaction(), max(l.readOnly, 0)/2)
 	}
 	if l.ballast == 0 {
 		l.ballast = 256 << 20
@@ -48,16 +48,15 @@ func (o Options) limits(total int64) limits {
 	return l
 }
 
-// room is an error that wraps ENOSPC if there is none for a compaction of a store with so many bytes in tables: it may
-// write them all again before it deletes any. Where the guard is switched off, there always is.
-func (o Options) room(tables int64) error {
+// room is an error that wraps ENOSPC if there is none for a compaction: it may write all it reads before it deletes any of
+// it. The guard admits no writer then, so nobody has to wait for the compaction. Where the guard is off, there always is.
+func (o Options) room() error {
 	info, err := o.hooks.statfs(o.Dir)
 	if err != nil {
 		return err
 	}
-	lim := o.limits(info.total)
-	if need := max(lim.reserve, min(tables, enoughRoom)); lim.reserve > 0 && info.free < need {
-		return fmt.Errorf("badgerkv: %d bytes free, %d needed: %w", info.free, need, syscall.ENOSPC)
+	if lim := o.limits(info.total); info.free < lim.reserve {
+		return fmt.Errorf("badgerkv: %d bytes free, %d needed: %w", info.free, lim.reserve, syscall.ENOSPC)
 	}
 	return nil
 }

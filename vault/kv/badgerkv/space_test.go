@@ -163,8 +163,8 @@ func TestDefaultLimits(t *testing.T) {
 	}
 	const mib, gib = 1 << 20, 1 << 30
 	for total, want := range map[int64]limits{
-		10 * gib:  {readOnly: gib, reserve: 192 * mib, ballast: 256 * mib},
-		100 * gib: {readOnly: 5 * gib, reserve: 192 * mib, ballast: 256 * mib},
+		10 * gib:  {readOnly: gib, reserve: gib / 2, ballast: 256 * mib},
+		100 * gib: {readOnly: 5 * gib, reserve: 192*mib + 8*(256*mib/5+32*mib) + 1, ballast: 256 * mib},
 	} {
 		if got := o.limits(total); got != want {
 			t.Errorf("limits of %d GiB are %+v, want %+v", total/gib, got, want)
