@@ -219,16 +219,23 @@ func (s *Store) await() bool {
 	case <-ended:
 		return true
 	case <-s.compactions.ended:
-		return false
 	}
+	if s.compactions.noRoom { // those that run are sound
+		select {
+		case <-ended:
+		case <-time.After(closeTimeout):
+		}
+	}
+	return false
 }
 
 func (s *Store) shutDown() error {
+	err := s.compactions.shut()
 	s.space.stop()
-	defer s.lock.Close() // releases the flock, last
-	if err := s.compactions.shut(); err != nil {
-		return fmt.Errorf("badgerkv: closing: %w", err)
+	if err != nil {
+		return fmt.Errorf("badgerkv: closing: %w", err) // with the lock, since the engine may not have ended
 	}
+	defer s.lock.Close() // releases the flock, last
 	if s.failed.Load() != nil {
 		return nil
 	}

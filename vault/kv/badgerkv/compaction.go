@@ -55,6 +55,7 @@ type compactions struct {
 	attached bool       // db can be used
 	closing  bool
 	db       *badger.DB
+	commits  func() bool   // whether one is on its way; nil: none can be yet
 	ready    *badger.Txn   // for pins: beginning one may have to wait for a commit, which may wait for a compaction
 	pin      *pin          // while a compaction is under way, and from the beginning of closing
 	base     *manifestView // as at the beginning of the pin
@@ -337,6 +338,7 @@ func (c *compactions) hasEnded() bool {
 // all readers for that: a start on the full disk is better.
 func (c *compactions) insist(what string, fn func() error) bool {
 	var until, remind time.Time
+	hurried := false
 	for {
 		c.mu.Lock()
 		stuck, err := c.hasEnded(), error(nil)
@@ -366,7 +368,11 @@ func (c *compactions) insist(what string, fn func() error) bool {
 			select {
 			case <-time.After(insistInterval):
 			case <-c.hurry:
-				if noRoom && c.under.Load() == nil {
+				if !hurried { // it may have become possible meanwhile
+					hurried = true
+					continue
+				}
+				if errors.Is(err, syscall.ENOSPC) {
 					c.leave()
 					return false
 				}
@@ -380,12 +386,23 @@ func (c *compactions) insist(what string, fn func() error) bool {
 	}
 }
 
-// stalled reports whether level 0 is full, so that commits may be waiting for a compaction.
+// stalled reports whether a commit may be waiting for a compaction: one is on its way, and level 0 is full.
 func (c *compactions) stalled() bool {
-	return c.db != nil && c.db.Levels()[0].NumTables >= stallTables
+	c.mu.Lock()
+	commits := c.commits
+	c.mu.Unlock()
+	return commits != nil && commits() && c.db.Levels()[0].NumTables >= stallTables
 }
 
-// leave ends the store where no compaction is under way. The next start goes on with the one that waits.
+// serve is called when the store can be written to.
+func (c *compactions) serve(commits func() bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.commits = commits
+}
+
+// leave ends the store, which is being closed, since a compaction has no room to go on. Its input stays, as when the process
+// is killed, and the next start goes on with it or undoes it.
 func (c *compactions) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -218,10 +218,18 @@ func TestAStallOnAFullDiskEndsTheStore(t *testing.T) {
 	if err := <-ended; !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("the store has ended: %v", err)
 	}
-	disk.free.Store(1 << 30)
 	image := crash(t, s.opts)
+	disk.free.Store(2 * testReserve) // a start takes copies
+	var again atomic.Bool
+	image.Fatal = func(err error) { again.Store(true) }
 	open := mustOpen(t, image)
+	disk.has(open, testReserve-1)
+	time.Sleep(5 * insistInterval)
+	if again.Load() {
+		t.Error("nobody writes, and the store has ended again")
+	}
 	defer mustClose(t, open)
+	defer disk.free.Store(1 << 30)
 	for k, want := range c.acknowledged() {
 		if err := c.wrong(open, map[string]int{k: want}, k); err != nil {
 			t.Error(err)

@@ -63,6 +63,13 @@ func (f *flight) remove(t *takeoff) {
 	close(t.over)
 }
 
+// busy reports whether a commit is on its way.
+func (f *flight) busy() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.open) > 0
+}
+
 // await returns when all commits up to a number have ended. Badger has waited for them already, so that is at once.
 func (f *flight) await(number uint64) {
 	for {

@@ -112,11 +112,13 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func newStore(o Options, lim limits, e engine, lock *os.File, id string) *Store {
-	return &Store{
+	s := &Store{
 		id: id, db: e.db, opts: o, log: o.Logger, lock: lock,
 		commits: occ.NewLog(), flight: newFlight(e.db), space: newSpaceGuard(o, lim),
 		compactions: e.compactions, failed: e.failed,
 	}
+	e.compactions.serve(s.flight.busy)
+	return s
 }
 
 // makeDir makes o.Dir, or takes it if it is empty. Its parent must exist, so that a mistyped path or a file

@@ -75,8 +75,8 @@ type Space struct {
 	// Default: the greatest of 1 GiB, 5 % of the file system, and three times the engine's mapped logs.
 	ReadOnly int64
 	// Reserve: with less free space than this, nobody may write, and no compaction begins. Default: the size of the mapped
-	// logs and of what a compaction into the base level may write, or half of ReadOnly if that is less. It is never more
-	// than ReadOnly.
+	// logs and of what a compaction into the base level may write, or three quarters of ReadOnly if that is less. It is
+	// never more than ReadOnly. With less, a compaction may find the disk full, and the process dies and loses nothing.
 	Reserve int64
 	// Ballast is really allocated and is given up when free space falls below Reserve, so that there
 	// is something left to work with when another program has filled the disk. Default: 256 MiB.

@@ -38,7 +38,7 @@ func (o Options) limits(total int64) limits {
 		l.readOnly = max(1<<30, total/20, 3*o.mappedLogs())
 	}
 	if l.reserve == 0 {
-		l.reserve = min(o.mappedLogs()+o.compaction(), max(l.readOnly, 0)/2)
+		l.reserve = min(o.mappedLogs()+o.compaction(), max(l.readOnly, 0)*3/4)
 	}
 	if l.ballast == 0 {
 		l.ballast = 256 << 20

@@ -163,7 +163,7 @@ func TestDefaultLimits(t *testing.T) {
 	}
 	const mib, gib = 1 << 20, 1 << 30
 	for total, want := range map[int64]limits{
-		10 * gib:  {readOnly: gib, reserve: gib / 2, ballast: 256 * mib},
+		10 * gib:  {readOnly: gib, reserve: gib * 3 / 4, ballast: 256 * mib},
 		100 * gib: {readOnly: 5 * gib, reserve: 192*mib + 8*(256*mib/5+32*mib) + 1, ballast: 256 * mib},
 	} {
 		if got := o.limits(total); got != want {
@@ -175,7 +175,7 @@ func TestDefaultLimits(t *testing.T) {
 		t.Errorf("limit with large memtables is %d", got)
 	}
 	o.Space = Space{ReadOnly: 100, Ballast: -1}
-	if got, want := o.limits(10*gib), (limits{readOnly: 100, reserve: 50}); got != want {
+	if got, want := o.limits(10*gib), (limits{readOnly: 100, reserve: 75}); got != want {
 		t.Errorf("limits are %+v, want %+v", got, want)
 	}
 	o.Space = Space{ReadOnly: 100, Reserve: 200, Ballast: -1}
