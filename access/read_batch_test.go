@@ -19,8 +19,44 @@ import (
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
-// A batch that is larger than one group gives each item what a read of its own would give, and records each once.
-func TestEachItemOfALargeBatchIsARead(t *testing.T) {
+// Many reads, in a batch larger than one group or at the same time, share steps, commits and calls. Each is what it is
+// alone: its own decision, record and answer, and one record.
+func TestEachOfManyReadsIsARead(t *testing.T) {
+	for name, way := range map[string]func(*world, []access.ReadRequest) []access.BatchResult{
+		"in a batch": func(w *world, reads []access.ReadRequest) []access.BatchResult {
+			q := access.BatchRequest{Request: w.as("shop"), Purpose: "order-fulfilment"}
+			for _, r := range reads {
+				q.Reads = append(q.Reads, access.BatchItem{Subject: r.Subject, Collection: r.Collection, Fields: r.Fields})
+			}
+			got, err := w.ReadBatch(t.Context(), q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got
+		},
+		"at the same time": func(w *world, reads []access.ReadRequest) []access.BatchResult {
+			got := make([]access.BatchResult, len(reads))
+			var all sync.WaitGroup
+			for i, q := range reads {
+				if i%50 == 31 {
+					q.Reference = "ticket"
+				}
+				all.Go(func() {
+					r, err := w.Read(t.Context(), q)
+					if got[i].Err = err; err == nil {
+						got[i].Read = &r
+					}
+				})
+			}
+			all.Wait()
+			return got
+		},
+	} {
+		t.Run(name, func(t *testing.T) { manyReads(t, way) })
+	}
+}
+
+func manyReads(t *testing.T, way func(*world, []access.ReadRequest) []access.BatchResult) {
 	w := newWorld(t)
 	var people []uuid.UUID
 	for i := range 7 {
@@ -29,56 +65,60 @@ func TestEachItemOfALargeBatchIsARead(t *testing.T) {
 	damaged := w.mustCreate(`{"email":"damaged@example.org"}`)
 	w.damageRecord(damaged)
 
-	q := access.BatchRequest{Request: w.as("shop"), Purpose: "order-fulfilment"}
+	var reads []access.ReadRequest
+	wrong := map[int]error{11: access.ErrNotFound, 23: access.ErrDenied, 37: vault.ErrIntegrity} // of each 50
 	for i := range 500 {
-		item := access.BatchItem{Subject: people[i%len(people)], Collection: "profile", Fields: []string{"email"}}
+		q := access.ReadRequest{
+			Request: w.as("shop"), Subject: people[i%len(people)], Collection: "profile", Fields: []string{"email"}, Purpose: "order-fulfilment",
+		}
 		switch i % 50 {
 		case 11:
-			item.Subject = uuid.New()
+			q.Subject = uuid.New()
 		case 23:
-			item.Fields = []string{"birthdate"}
+			q.Fields = []string{"birthdate"}
 		case 37:
-			item.Subject = damaged
+			q.Subject = damaged
 		}
-		q.Reads = append(q.Reads, item)
+		reads = append(reads, q)
 	}
 	before := w.size()
-	got, err := w.ReadBatch(t.Context(), q)
-	if err != nil || len(got) != len(q.Reads) {
-		t.Fatal(err, len(got))
+	got := way(w, reads)
+	if len(got) != len(reads) {
+		t.Fatalf("%d results of %d reads", len(got), len(reads))
 	}
-	records := make(map[int64]bool)
-	failed := 0
+	records := map[int64]uuid.UUID{}
 	for i, r := range got {
-		var want error
-		switch i % 50 {
-		case 11:
-			want = access.ErrNotFound
-		case 23:
-			want = access.ErrDenied
-		case 37:
-			want = vault.ErrIntegrity
-			failed++
-		}
-		if want != nil {
+		if want := wrong[i%50]; want != nil {
 			if !errors.Is(r.Err, want) || r.Read != nil {
-				t.Errorf("item %d: %v, want %v", i, r.Err, want)
+				t.Errorf("read %d: %v, want %v", i, r.Err, want)
 			}
 			continue
 		}
 		if r.Err != nil {
-			t.Fatalf("item %d: %v", i, r.Err)
+			t.Fatalf("read %d: %v", i, r.Err)
 		}
-		if email := fmt.Sprintf(`"person%d@example.org"`, i%len(people)); string(r.Read.Fields["email"]) != email || r.Read.Subject != q.Reads[i].Subject {
-			t.Errorf("item %d has the answer of another", i)
+		if email := fmt.Sprintf(`"person%d@example.org"`, i%len(people)); string(r.Read.Fields["email"]) != email || r.Read.Subject != reads[i].Subject {
+			t.Errorf("read %d has the answer of another", i)
 		}
-		if records[r.Read.Record] || r.Read.Record < before {
-			t.Errorf("item %d has the record of another", i)
+		if _, twice := records[r.Read.Record]; twice || r.Read.Record < before {
+			t.Errorf("read %d has the record of another", i)
 		}
-		records[r.Read.Record] = true
+		records[r.Read.Record] = r.Read.Subject
 	}
-	if n := w.size() - before; n != int64(len(q.Reads)-failed) {
-		t.Errorf("%d entries for %d reads, of which %d met damage", n, len(q.Reads), failed)
+	const failed = 10
+	if n := w.size() - before; n != int64(len(reads)-failed) {
+		t.Errorf("%d entries for %d reads, of which %d met damage", n, len(reads), failed)
+	}
+	refs := map[uuid.UUID]string{}
+	for i, e := range w.entries(before) {
+		subject, served := records[before+int64(i)]
+		if !served {
+			continue
+		}
+		if e.Kind != verify.KindAccess || e.Decision != verify.Allow || refs[subject] != "" && refs[subject] != e.SubjectRef {
+			t.Errorf("entry %d is not the record of its read", before+int64(i))
+		}
+		refs[subject] = e.SubjectRef
 	}
 }
 
@@ -259,87 +299,5 @@ func (w *world) damageRecord(id uuid.UUID) {
 	})
 	if err != nil || !changed {
 		w.t.Fatalf("%v, changed %v", err, changed)
-	}
-}
-
-// Reads that come at the same time share commits and calls, and each is what it is alone: its own decision, record and
-// answer.
-func TestEachOfManyReadsAtOnceIsARead(t *testing.T) {
-	w := newWorld(t)
-	var people []uuid.UUID
-	for i := range 7 {
-		people = append(people, w.mustCreate(fmt.Sprintf(`{"email":"person%d@example.org","displayName":"Person %d"}`, i, i)))
-	}
-	damaged := w.mustCreate(`{"email":"damaged@example.org"}`)
-	w.damageRecord(damaged)
-
-	const reads = 500
-	type outcome struct {
-		subject uuid.UUID
-		result  access.ReadResult
-		err     error
-	}
-	got := make([]outcome, reads)
-	before := w.size()
-	var all sync.WaitGroup
-	for i := range got {
-		q := access.ReadRequest{
-			Request: w.as("shop"), Subject: people[i%len(people)], Collection: "profile", Fields: []string{"email"}, Purpose: "order-fulfilment",
-		}
-		switch i % 50 {
-		case 11:
-			q.Subject = uuid.New()
-		case 23:
-			q.Fields = []string{"birthdate"}
-		case 31:
-			q.Reference = "ticket"
-		case 37:
-			q.Subject = damaged
-		}
-		got[i].subject = q.Subject
-		all.Go(func() { got[i].result, got[i].err = w.Read(t.Context(), q) })
-	}
-	all.Wait()
-	records := make(map[int64]outcome)
-	for i, r := range got {
-		var want error
-		switch i % 50 {
-		case 11:
-			want = access.ErrNotFound
-		case 23:
-			want = access.ErrDenied
-		case 37:
-			want = vault.ErrIntegrity
-		}
-		if want != nil {
-			if !errors.Is(r.err, want) || r.result.Fields != nil {
-				t.Errorf("read %d: %v, want %v", i, r.err, want)
-			}
-			continue
-		}
-		if r.err != nil {
-			t.Fatalf("read %d: %v", i, r.err)
-		}
-		if email := fmt.Sprintf(`"person%d@example.org"`, i%len(people)); string(r.result.Fields["email"]) != email || r.result.Subject != r.subject {
-			t.Errorf("read %d has the answer of another", i)
-		}
-		if _, twice := records[r.result.Record]; twice {
-			t.Errorf("read %d has the record of another", i)
-		}
-		records[r.result.Record] = r
-	}
-	if n := w.size() - before; n != reads-10 {
-		t.Errorf("%d entries for %d reads, of which 10 met damage", n, reads)
-	}
-	refs := make(map[uuid.UUID]string)
-	for i, e := range w.entries(before) {
-		r, served := records[before+int64(i)]
-		if !served {
-			continue
-		}
-		if e.Kind != verify.KindAccess || e.Decision != verify.Allow || refs[r.subject] != "" && refs[r.subject] != e.SubjectRef {
-			t.Errorf("entry %d is not the record of its read", i)
-		}
-		refs[r.subject] = e.SubjectRef
 	}
 }

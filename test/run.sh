@@ -16,7 +16,7 @@ export HCVAULT_BIN
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 # First those that take the longest, most of it waiting: else they would run alone at the end.
-go test -race -count=1 -timeout 25m -json "$@" ./test/e2e ./test/fault ./vault/kv/badgerkv ./... >"$out"
+go test -race -count=1 -timeout 28m -json "$@" ./test/e2e ./test/fault ./vault/kv/badgerkv ./... >"$out"
 status=$?
 go run ./test/cmd/summary -allowed "$(cat test/skips.allowed)" <"$out" || status=1
 exit $status
