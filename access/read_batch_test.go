@@ -105,7 +105,7 @@ func manyReads(t *testing.T, way func(*world, []access.ReadRequest) []access.Bat
 		}
 		records[r.Read.Record] = r.Read.Subject
 	}
-	const failed = 10
+	failed := len(reads) / 50
 	if n := w.size() - before; n != int64(len(reads)-failed) {
 		t.Errorf("%d entries for %d reads, of which %d met damage", n, len(reads), failed)
 	}

@@ -80,6 +80,9 @@ func newCompactions(o Options, fail func(error) error) *compactions {
 		dir: o.Dir, log: o.Logger, room: o.room, limit: insistTime, fail: fail, hooks: o.hooks,
 		quit: make(chan struct{}), hurry: make(chan struct{}), over: make(chan struct{}), ended: make(chan struct{}),
 	}
+	if o.hooks.impatient {
+		c.limit = 0
+	}
 	c.turn = sync.NewCond(&c.mu)
 	return c
 }

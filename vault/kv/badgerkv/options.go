@@ -92,6 +92,7 @@ type hooks struct {
 	// compacting is called within compactions: "announced" before a table is written, "counted" when that is recorded,
 	// "done" before the compaction is checked; and "held" when the engine is about to be closed.
 	compacting func(point string)
+	impatient  bool                                // compactions wait for nothing but room
 	tune       func(badger.Options) badger.Options // small levels, so that there are many
 }
 
