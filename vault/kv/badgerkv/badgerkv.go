@@ -41,6 +41,7 @@ type Store struct {
 	space   *spaceGuard
 
 	compactions *compactions
+	verifier    *verifier
 
 	damage atomic.Int64           // reads that met damage
 	failed *atomic.Pointer[error] // set once, when a commit or a compaction failed: memory and disk may differ from then on

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,7 +36,9 @@ const (
 //  2. Before it changes the MANIFEST, how many tables it makes is written to unfinishedFile.
 //  3. Once it has changed the MANIFEST, and before anybody gets what was read since, the two are compared. Less was
 //     listed than announced: the process ends, and the next Open undoes the compaction.
-//  4. When it is over and right, the record and the references go.
+//  4. When it is over, its input is verified: the engine has read it without that, and has given new checksums to what it
+//     read. If it was damaged, the process ends, and the next Open refuses. Reads are compared with the input until then.
+//  5. When all is right, the record and the references go.
 //
 // Badger tells of these moments only in its log, which it calls within the compaction; see [engineLog]. Compactions run
 // one at a time, since not all of these messages say whose they are.
@@ -46,6 +49,8 @@ type compactions struct {
 	limit time.Duration // of what compactions wait for, but for room
 	fail  func(error) error
 	hooks hooks
+
+	verifier *verifier
 
 	under atomic.Pointer[compaction] // the one that is not known to be right; read by each Get
 	seen  atomic.Pointer[stamp]      // of the MANIFEST that was last found to be right
@@ -61,6 +66,7 @@ type compactions struct {
 	base     *manifestView // as at the beginning of the pin
 	before   []int         // while closing: what the compactions before this one announced
 	recorded []int         // is on the disk
+	remind   time.Time     // when to tell again of tables that cannot be compared
 
 	quit, hurry chan struct{}
 	over        chan struct{}
@@ -84,6 +90,7 @@ func newCompactions(o Options, fail func(error) error) *compactions {
 		c.limit = 0
 	}
 	c.turn = sync.NewCond(&c.mu)
+	c.verifier = newVerifier(o.Dir, c.sound)
 	return c
 }
 
@@ -108,6 +115,7 @@ func (c *compactions) hasten() { close(c.hurry) }
 func (c *compactions) announce(id int, keys uint64) {
 	late := time.AfterFunc(attachTime, c.giveUpAttaching)
 	defer late.Stop()
+	first := false
 	ok := c.insist("a compaction cannot be prepared", func() error {
 		for c.hasEnded() || !c.attached || c.under.Load() != nil && c.under.Load().id != id {
 			c.turn.Wait()
@@ -116,6 +124,7 @@ func (c *compactions) announce(id int, keys uint64) {
 			if err := c.begin(id); err != nil {
 				return err
 			}
+			first = true
 		}
 		if keys > 0 {
 			c.under.Load().outputs++
@@ -125,7 +134,56 @@ func (c *compactions) announce(id int, keys uint64) {
 	if !ok {
 		c.park()
 	}
+	if first { // so that the set holds the input
+		c.refresh()
+	}
 	c.at("announced")
+}
+
+// sound lists the tables that are flushed, or made by compactions that are right. While one is under way, the tables that it
+// reads are listed.
+func (c *compactions) sound() (map[uint64]listed, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, _, err := c.base.look()
+	if err != nil {
+		return nil, err
+	}
+	if c.under.Load() == nil {
+		return s.tables, nil
+	}
+	tables := maps.Clone(c.base.tables)
+	for _, set := range s.sets {
+		if len(set.deleted) == 0 {
+			set.apply(tables)
+		}
+	}
+	return tables, nil
+}
+
+// refresh is called without mu.
+func (c *compactions) refresh() {
+	_, err := c.verifier.refresh()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil && time.Now().After(c.remind) {
+		c.remind = time.Now().Add(remindInterval)
+		c.log.Warn("new tables cannot be compared with what the engine answers", "error", err)
+	}
+}
+
+// input are the tables that the MANIFEST has lost since compactions began. It is called with mu held.
+func (c *compactions) input() (ids []uint64, err error) {
+	s, _, err := c.base.look()
+	if err != nil {
+		return nil, err
+	}
+	for id := range c.base.tables {
+		if _, ok := s.tables[id]; !ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
 }
 
 func (c *compactions) giveUpAttaching() {
@@ -219,8 +277,13 @@ func (c *compactions) record() error {
 // done is called when the compaction is over.
 func (c *compactions) done(id int) {
 	c.at("done")
-	var bad error
-	ok := c.insist("a compaction cannot be checked", func() error {
+	var ids []uint64
+	bad := error(nil)
+	ok := c.insist("the input of a compaction cannot be found", func() (err error) { ids, err = c.input(); return err })
+	if ok {
+		bad = c.verifier.audit(ids)
+	}
+	ok = ok && bad == nil && c.insist("a compaction cannot be checked", func() error {
 		x := c.under.Load()
 		if x == nil || x.id != id {
 			bad = errUnannounced
@@ -240,7 +303,7 @@ func (c *compactions) done(id int) {
 		}
 		return c.finish(x)
 	})
-	if ok && bad != nil {
+	if bad != nil {
 		c.end(bad)
 	}
 	if !ok || bad != nil {

@@ -403,6 +403,7 @@ func (e *ending) await(t *testing.T) {
 	if _, _, err := get(e.s, key(0)); !errors.Is(err, kv.ErrIntegrity) {
 		t.Errorf("View afterwards: %v", err)
 	}
+	quiet(t, e.o.Dir)
 	crashed := crash(t, e.o)
 	wantUndo(t, crashed)
 	e.churn.mustHold(t, crashed)

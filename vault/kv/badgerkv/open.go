@@ -115,7 +115,7 @@ func newStore(o Options, lim limits, e engine, lock *os.File, id string) *Store 
 	s := &Store{
 		id: id, db: e.db, opts: o, log: o.Logger, lock: lock,
 		commits: occ.NewLog(), flight: newFlight(e.db), space: newSpaceGuard(o, lim),
-		compactions: e.compactions, failed: e.failed,
+		compactions: e.compactions, verifier: e.compactions.verifier, failed: e.failed,
 	}
 	e.compactions.serve(s.flight.busy)
 	return s
@@ -353,6 +353,9 @@ func openEngine(o Options) (e engine, err error) {
 	if e.db, err = badger.Open(opt); err == nil {
 		if err := e.compactions.attach(e.db); err != nil {
 			return engine{}, err // left open: a compaction that waits for us could not end, and so the engine not close
+		}
+		if _, err := e.compactions.verifier.refresh(); err != nil {
+			return engine{}, errors.Join(err, e.shut())
 		}
 		return e, nil
 	}

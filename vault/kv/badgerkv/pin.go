@@ -43,6 +43,7 @@ func (c *compactions) renew() {
 			old.Discard()
 		}
 		c.mu.Unlock()
+		c.refresh()
 	}
 }
 

@@ -30,6 +30,7 @@ type reader struct {
 	key     []byte  // reused for keys on their way to Badger, which does not keep them when reading
 	value   []byte  // the last value that Badger handed to keep
 	keep    func([]byte) error
+	cursor  cursor
 	damaged error // the first damage met; a transaction that ignores it must not succeed
 }
 
@@ -70,13 +71,17 @@ func (r *reader) get(key []byte) ([]byte, error) {
 	item, err := r.txn.Get(r.key)
 	switch {
 	case errors.Is(err, badger.ErrKeyNotFound):
-		return nil, nil
+		return nil, r.confirm(r.key, written{})
 	case errors.Is(err, badger.ErrDiscardedTxn):
 		return nil, errOver
 	case err != nil:
 		return nil, r.damage(err)
 	}
-	return r.valueOf(item)
+	value, err := r.valueOf(item)
+	if err != nil {
+		return nil, err
+	}
+	return value, r.confirm(r.key, written{version: item.Version(), value: value})
 }
 
 // valueOf returns the value of item as a slice that the caller may keep.
@@ -117,24 +122,38 @@ func (r *reader) Scan(prefix, after []byte, limit int) (pairs []kv.Pair, err err
 	return got, nil
 }
 
-func (r *reader) scan(prefix, after []byte, limit int) (pairs []kv.Pair, err error) {
-	// Prefetching starts a goroutine for each value, which only pays for values in the value log.
-	it := r.txn.NewIterator(badger.IteratorOptions{Prefix: append([]byte{ownerSpace}, prefix...)})
-	defer it.Close()
+func (r *reader) scan(prefix, after []byte, limit int) ([]kv.Pair, error) {
 	lo, _ := occ.ScanRange(prefix, after, nil)
-	r.key = append(append(r.key[:0], ownerSpace), lo...)
-	for it.Seek(r.key); it.Valid() && len(pairs) < limit; it.Next() {
+	lo = engineKey(lo)
+	pairs, versions, err := r.walk(engineKey(prefix), lo, limit)
+	if err != nil {
+		return nil, err
+	}
+	hi := occ.PrefixEnd(engineKey(prefix))
+	if len(pairs) == limit {
+		hi = occ.Successor(engineKey(pairs[limit-1].Key))
+	}
+	return pairs, r.confirmScan(lo, hi, pairs, versions)
+}
+
+// walk returns what the engine finds from a key on, and the numbers of the commits that wrote it.
+func (r *reader) walk(prefix, from []byte, limit int) (pairs []kv.Pair, versions []uint64, err error) {
+	// Prefetching starts a goroutine for each value, which only pays for values in the value log.
+	it := r.txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
+	defer it.Close()
+	for it.Seek(from); it.Valid() && len(pairs) < limit; it.Next() {
 		item := it.Item()
 		r.value = nil
 		if err := item.Value(r.keep); err != nil {
-			return nil, r.damage(err)
+			return nil, nil, r.damage(err)
 		}
 		pairs = append(pairs, kv.Pair{ // the iterator reuses its items, so both are copied
 			Key:   bytes.Clone(item.Key()[1:]),
 			Value: append(make([]byte, 0, len(r.value)), r.value...),
 		})
+		versions = append(versions, item.Version())
 	}
-	return pairs, nil
+	return pairs, versions, nil
 }
 
 // sound is called with what was read in hand, before anybody gets it.

@@ -172,6 +172,9 @@ func planUndo(o Options, isClean bool) (*undo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; nothing was touched; restore the directory from a backup", err)
 	}
+	if err := u.checkInput(o.Dir, s); err != nil {
+		return nil, err
+	}
 	v, _ := u.judge(s)
 	if v == whole {
 		for id := range u.made(s) {

@@ -53,7 +53,7 @@ func (l *Log) Begin() *Tx {
 // Read notes that the transaction depends on the value or absence of key. Reading an own write is no
 // dependency.
 func (t *Tx) Read(key []byte) {
-	if _, own := t.writes[string(key)]; own {
+	if t.Wrote(key) {
 		return
 	}
 	if t.reads == nil {
@@ -72,6 +72,12 @@ func (t *Tx) Write(key []byte) {
 		t.writes = make(map[string]struct{})
 	}
 	t.writes[string(key)] = struct{}{}
+}
+
+// Wrote reports whether the transaction writes key.
+func (t *Tx) Wrote(key []byte) bool {
+	_, own := t.writes[string(key)]
+	return own
 }
 
 // ReadOnly reports whether the transaction has written nothing. Such a one needs no commit: its snapshot

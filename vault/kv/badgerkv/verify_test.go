@@ -1,0 +1,374 @@
+package badgerkv
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/dgraph-io/badger/v4/table"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/prototypster/pdvault/vault/kv"
+)
+
+// layers is an open store in whose tables newer values and deletions lie above older values. It returns what is there.
+func layers(t *testing.T) (*Store, map[string]string) {
+	t.Helper()
+	o := testOptions(t, filepath.Join(t.TempDir(), "store"))
+	there := map[string]string{}
+	var s *Store
+	for layer := range 3 {
+		if s == nil {
+			s = mustCreate(t, o)
+		} else {
+			mustClose(t, s) // makes a table of the memtable
+			s = mustOpen(t, o)
+		}
+		for i := range storeKeys {
+			switch {
+			case layer == 1 && i%3 == 0:
+				there[key(i)] = fmt.Sprint("newer ", i)
+				mustPut(t, s, key(i), there[key(i)])
+			case layer == 2 && i%3 == 1:
+				delete(there, key(i))
+				if err := s.Update(t.Context(), func(w kv.Writer) error { w.Delete([]byte(key(i))); return nil }); err != nil {
+					t.Fatal(err)
+				}
+			case layer == 0:
+				there[key(i)] = value(i)
+				mustPut(t, s, key(i), there[key(i)])
+			}
+		}
+	}
+	mustClose(t, s)
+	return mustOpen(t, o), there
+}
+
+// answers reads every key one by one and all together. It returns how many answers were integrity errors; no other answer
+// may be wrong.
+func answers(s *Store, there map[string]string) (refused int, err error) {
+	for i := range storeKeys {
+		got, ok, e := get(s, key(i))
+		want, isThere := there[key(i)]
+		switch {
+		case errors.Is(e, kv.ErrIntegrity):
+			refused++
+		case e != nil || ok != isThere || got != want:
+			err = errors.Join(err, fmt.Errorf("%s is there: %t, right: %t, error: %v", key(i), ok, got == want, e))
+		}
+	}
+	var pairs []kv.Pair
+	e := s.View(context.Background(), func(r kv.Reader) (err error) {
+		for page := []kv.Pair{{}}; err == nil && len(page) > 0; pairs = append(pairs, page...) {
+			page, err = r.Scan([]byte("key/"), page[len(page)-1].Key, 7)
+		}
+		return err
+	})
+	if errors.Is(e, kv.ErrIntegrity) {
+		return refused + 1, err
+	}
+	right := e == nil && len(pairs) == len(there)
+	for _, p := range pairs {
+		want, ok := there[string(p.Key)]
+		right = right && ok && want == string(p.Value)
+	}
+	if !right {
+		err = errors.Join(err, fmt.Errorf("a scan gives %d of %d keys, or others, error: %v", len(pairs), len(there), e))
+	}
+	return refused, err
+}
+
+const flipsFrom = "PDVAULT_TEST_FLIPS_FROM"
+
+// Wherever a table is damaged while its store is open, an answer is the right one or an integrity error; or the engine, which
+// trusts its indexes, ends the process, and the next start says what is damaged.
+func TestADamagedTableOfAnOpenStoreNeverGivesAWrongAnswer(t *testing.T) {
+	if from := os.Getenv(flipsFrom); from != "" {
+		n, err := strconv.Atoi(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flipFrom(t, n)
+		return
+	}
+	ended, noticed := 0, 0
+	for from := 0; ; {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), fmt.Sprint(flipsFrom, "=", from))
+		out, err := cmd.CombinedOutput()
+		flips := bytes.Count(out, []byte("flipping "))
+		noticed += bytes.Count(out, []byte("noticed\n"))
+		if err == nil {
+			break
+		}
+		if flips == 0 || !bytes.Contains(out, []byte("Assert failed\n")) || bytes.Contains(out, []byte("FAIL")) {
+			t.Fatalf("from flip %d: %v: %s", from, err, out)
+		}
+		ended++
+		from += flips
+	}
+	if noticed == 0 {
+		t.Error("no flipped bit was noticed")
+	}
+	t.Logf("%d flipped bits were noticed, %d ended the process", noticed, ended)
+}
+
+func flipFrom(t *testing.T, from int) {
+	s, there := layers(t)
+	if refused, err := answers(s, there); refused > 0 || err != nil {
+		t.Fatalf("before anything is damaged, %d answers are refused: %v", refused, err)
+	}
+	paths := tables(t, s.opts.Dir)
+	if len(paths) < 3 {
+		t.Fatalf("%d tables", len(paths))
+	}
+	n := 0
+	for _, path := range paths {
+		whole := mustRead(t, path)
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for at, b := range whole {
+			for _, bit := range []byte{1 << (at % 8), 0x80} {
+				if n++; n <= from {
+					continue
+				}
+				fmt.Println("flipping", n)
+				if _, err := f.WriteAt([]byte{b ^ bit}, int64(at)); err != nil {
+					t.Fatal(err)
+				}
+				refused, err := answers(s, there)
+				if err != nil {
+					t.Errorf("bit %#02x of byte %d of %d of %s: %v", bit, at, len(whole), filepath.Base(path), err)
+				}
+				if refused > 0 {
+					fmt.Println("noticed")
+				}
+			}
+			if _, err := f.WriteAt([]byte{b}, int64(at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if refused, err := answers(s, there); refused > 0 || err != nil {
+		t.Errorf("as it was, %d answers are refused: %v", refused, err)
+	}
+}
+
+// What a transaction has written itself is not compared with the tables.
+func TestATransactionReadsItsOwnWritesAboveTheTables(t *testing.T) {
+	s, there := layers(t)
+	err := s.Update(t.Context(), func(w kv.Writer) error {
+		w.Set([]byte(key(0)), []byte("mine"))
+		w.Delete([]byte(key(2)))
+		values, err := w.Get([]byte(key(0)), []byte(key(2)), []byte(key(5)))
+		if err != nil {
+			return err
+		}
+		if string(values[0]) != "mine" || values[1] != nil || string(values[2]) != there[key(5)] {
+			t.Errorf("got %q", values)
+		}
+		pairs, err := w.Scan([]byte("key/"), nil, 3)
+		if err == nil && (len(pairs) != 3 || string(pairs[0].Value) != "mine" || string(pairs[1].Key) != key(3)) {
+			t.Errorf("scanned %q", pairs)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// flipIn flips a bit of one byte of a file.
+func flipIn(t *testing.T, path string, at int) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, int64(at)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{b[0] ^ 1}, int64(at)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A compaction that has read damage, to which it gives a right checksum, ends the store, and no start takes what it made.
+func TestACompactionThatReadsDamageEndsTheStore(t *testing.T) {
+	for _, crashes := range []bool{false, true} {
+		t.Run(fmt.Sprintf("crash before it is noticed %t", crashes), func(t *testing.T) {
+			o := compacting(t)
+			var ended atomic.Pointer[error]
+			o.Fatal = func(err error) { ended.CompareAndSwap(nil, &err) }
+			var crashed Options
+			var once sync.Once
+			o.hooks.compacting = func(point string) {
+				if point == "done" && crashes {
+					once.Do(func() { crashed = crash(t, o) })
+				}
+			}
+			s := mustCreate(t, o)
+			c := newChurn(s)
+			flipped := false
+			for end := time.Now().Add(time.Minute); ended.Load() == nil && time.Now().Before(end); {
+				if !flipped && s.db.Levels()[0].NumTables == compactTables-1 {
+					// In a value, so that the compaction has no trouble with it.
+					path := tables(t, o.Dir)[0]
+					flipIn(t, path, bytes.LastIndex(mustRead(t, path)[:100<<10], []byte("vvvv")))
+					flipped = true
+				}
+				done := make(chan error, 1)
+				go func() { done <- c.put() }() // it may wait for the compaction for ever
+				select {
+				case err := <-done:
+					if err != nil && ended.Load() == nil {
+						t.Fatal(err)
+					}
+				case <-time.After(5 * time.Second):
+				}
+			}
+			if cause := ended.Load(); cause == nil || !errors.Is(*cause, kv.ErrIntegrity) {
+				t.Fatalf("the store has not ended for its damage: %v", cause)
+			}
+			if !crashes {
+				quiet(t, o.Dir)
+				crashed = crash(t, o)
+			}
+			crashed.hooks.compacting = nil
+			before := hashDir(t, crashed.Dir)
+			if _, err := Open(t.Context(), crashed); !errors.Is(err, kv.ErrIntegrity) {
+				t.Errorf("opening what is left: %v", err)
+			}
+			if hashDir(t, crashed.Dir) != before {
+				t.Error("the refused start has changed the directory")
+			}
+		})
+	}
+}
+
+// Under writes, deletions and compactions among several levels, sound answers are not doubted.
+func TestSoundAnswersAreNotDoubted(t *testing.T) {
+	o := compacting(t)
+	o.hooks.tune = manyLevels
+	var p points
+	o.hooks.compacting = p.at
+	s := mustCreate(t, o)
+	quit := make(chan struct{})
+	var running sync.WaitGroup
+	var reads atomic.Int64
+	for n := range 3 {
+		running.Go(func() {
+			seed := rand.New(rand.NewPCG(uint64(n), 9))
+			for {
+				select {
+				case <-quit:
+					return
+				default:
+				}
+				reads.Add(1)
+				err := s.View(t.Context(), func(r kv.Reader) error {
+					if _, err := r.Get([]byte(key(seed.IntN(churnKeys)))); err != nil {
+						return err
+					}
+					_, err := r.Scan([]byte("key/"), []byte(key(seed.IntN(churnKeys))), 1+seed.IntN(20))
+					return err
+				})
+				if err != nil {
+					t.Errorf("a sound store is doubted: %v", err)
+					return
+				}
+			}
+		})
+	}
+	seed := rand.New(rand.NewPCG(4, 4))
+	for p.count("done") < 30 {
+		err := s.Update(t.Context(), func(w kv.Writer) error {
+			k := key(seed.IntN(churnKeys))
+			if seed.IntN(2) == 0 {
+				w.Delete([]byte(k))
+			} else {
+				w.Set([]byte(k), []byte(churnValue(k, 1)))
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(quit)
+	running.Wait()
+	t.Logf("%d reads, %d compactions", reads.Load(), p.count("done"))
+}
+
+// FuzzTable: a table is read as Badger reads it, or refused; whatever is in the file.
+func FuzzTable(f *testing.F) {
+	o := testOptions(f, filepath.Join(f.TempDir(), "store"))
+	s := mustCreate(f, o)
+	for i := range storeKeys {
+		mustPut(f, s, key(i), value(i))
+	}
+	mustClose(f, s)
+	for _, path := range tables(f, o.Dir) {
+		f.Add(mustRead(f, path))
+	}
+	f.Add([]byte{})
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, table.IDToFilename(1))
+		mustWrite(t, path, file)
+		var r *sst
+		err := shielded(func() (err error) { r, err = openSST(dir, 1); return err })
+		if err == nil {
+			err = shielded(r.verify)
+		}
+		if _, theirs := checkTable(path); (theirs == nil) != (err == nil) {
+			t.Errorf("Badger says %v, we say %v", theirs, err)
+		}
+	})
+}
+
+// FuzzBlock: whatever stands in a block with a right checksum, it is read or refused.
+func FuzzBlock(f *testing.F) {
+	f.Add([]byte{0, 0, 9, 0, 'k', 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 'v', 0, 0, 0, 0, 0, 0, 0, 1})
+	f.Add([]byte{0, 0, 0, 0})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		b, err := readBlock(signed(body))
+		if err != nil {
+			return
+		}
+		for n := range b.len() {
+			c := cursor{b: b}
+			if c.key, c.value, err = b.entry(n, nil); err == nil {
+				if len(c.key) < 8 {
+					t.Errorf("a key of %d bytes", len(c.key))
+				}
+				_, _ = c.written() // damage is not a panic
+			}
+		}
+	})
+}
+
+// signed puts the checksum of a body behind it, and its length.
+func signed(body []byte) []byte {
+	sum := protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), uint64(crc32.Checksum(body, castagnoli)))
+	return binary.BigEndian.AppendUint32(append(bytes.Clone(body), sum...), uint32(len(sum)))
+}
