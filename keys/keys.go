@@ -28,6 +28,9 @@ var (
 	// ErrForbidden is returned when HashiCorp Vault's policy refuses the sidecar. It wraps ErrUnavailable:
 	// an operator must mend it, nothing is wrong with the data.
 	ErrForbidden = wrap("keys: key service refuses the sidecar", ErrUnavailable)
+	// ErrDamaged is returned when the key store contradicts itself, as after damage to its files. It wraps ErrUnavailable:
+	// nothing is known about the subject. It does not pass: the key store has to be restored.
+	ErrDamaged = wrap("keys: key store is damaged", ErrUnavailable)
 	// ErrKEKMissing is returned when the KEK itself does not exist. It is never read as "no such subject".
 	ErrKEKMissing = errors.New("keys: key-encryption key is missing")
 	// ErrKEKRetired is returned when a bundle is wrapped under a KEK version that is no longer allowed.
@@ -80,6 +83,7 @@ var codes = [...]struct {
 }{
 	{keyspb.Code_SEALED, ErrSealed},
 	{keyspb.Code_FORBIDDEN, ErrForbidden},
+	{keyspb.Code_DAMAGED, ErrDamaged},
 	{keyspb.Code_UNAVAILABLE, ErrUnavailable},
 	{keyspb.Code_NO_KEY, ErrNoKey},
 	{keyspb.Code_KEY_EXISTS, ErrKeyExists},

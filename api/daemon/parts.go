@@ -49,6 +49,7 @@ var failureCodes = [...]struct {
 }{
 	{keys.ErrSealed, "key-service-sealed"},
 	{keys.ErrForbidden, "key-service-forbidden"},
+	{keys.ErrDamaged, "key-store-damaged"},
 	{keys.ErrBudget, "decrypt-budget"},
 	{keys.ErrUnavailable, "key-service-unavailable"},
 	{keys.ErrKEKMissing, "kek-missing"},

@@ -40,6 +40,7 @@ var table = [...]Mapping{
 	// Of an erasure that is recorded the outcome is known, whatever in the key service kept it from being finished at
 	// once; and only this answer has the salt of the certificate.
 	{access.ErrErasurePending, 503, api.ProblemErasurePending, "The erasure is recorded and will be finished", 2},
+	{keys.ErrDamaged, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrTampered, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrRolledBack, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrKEKRetired, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},

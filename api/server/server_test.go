@@ -463,7 +463,7 @@ func TestErasurePending(t *testing.T) {
 	c := call{as: "privacy", method: "DELETE", path: "/v1/subjects/" + uuid.NewString(), route: "/v1/subjects/{id}", body: `{"reason":"unlawful"}`}
 	salt, _ := erasure.Commit("x")
 	pending := &access.PendingErasureError{ID: uuid.New(), Entry: 61, Salt: salt}
-	for _, cause := range []error{nil, keys.ErrSealed, keys.ErrUnavailable, keys.ErrKEKMissing, keys.ErrKEKRetired, keys.ErrTampered, context.DeadlineExceeded} {
+	for _, cause := range []error{nil, keys.ErrSealed, keys.ErrUnavailable, keys.ErrKEKMissing, keys.ErrKEKRetired, keys.ErrTampered, keys.ErrDamaged, context.DeadlineExceeded} {
 		pending.Cause = cause
 		b.Fail(fmt.Errorf("erasing: %w", pending))
 		w := do(t, h, c)

@@ -46,6 +46,7 @@ const (
 	Code_JOB_RUNNING   Code = 14
 	Code_NO_JOB        Code = 15
 	Code_TOO_MANY_KEYS Code = 16
+	Code_DAMAGED       Code = 17
 )
 
 // Enum value maps for Code.
@@ -68,6 +69,7 @@ var (
 		14: "JOB_RUNNING",
 		15: "NO_JOB",
 		16: "TOO_MANY_KEYS",
+		17: "DAMAGED",
 	}
 	Code_value = map[string]int32{
 		"OK":            0,
@@ -87,6 +89,7 @@ var (
 		"JOB_RUNNING":   14,
 		"NO_JOB":        15,
 		"TOO_MANY_KEYS": 16,
+		"DAMAGED":       17,
 	}
 )
 
@@ -4111,7 +4114,7 @@ const file_keys_proto_rawDesc = "" +
 	"\x0ewitnessed_size\x18\x02 \x01(\x03R\rwitnessedSize\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data*\xff\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data*\x8c\x02\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x0f\n" +
 	"\vUNAVAILABLE\x10\x01\x12\n" +
@@ -4135,7 +4138,8 @@ const file_keys_proto_rawDesc = "" +
 	"\vJOB_RUNNING\x10\x0e\x12\n" +
 	"\n" +
 	"\x06NO_JOB\x10\x0f\x12\x11\n" +
-	"\rTOO_MANY_KEYS\x10\x102\xe9\n" +
+	"\rTOO_MANY_KEYS\x10\x10\x12\v\n" +
+	"\aDAMAGED\x10\x112\xe9\n" +
 	"\n" +
 	"\aSidecar\x12I\n" +
 	"\x06Status\x12\x1e.pdvault.keys.v1.StatusRequest\x1a\x1f.pdvault.keys.v1.StatusResponse\x12C\n" +

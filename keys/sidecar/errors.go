@@ -65,6 +65,8 @@ func whyOfCode(code keyspb.Code) string {
 	switch code {
 	case keyspb.Code_UNAVAILABLE:
 		return "unavailable"
+	case keyspb.Code_DAMAGED:
+		return "damaged"
 	case keyspb.Code_SEALED:
 		return "sealed"
 	case keyspb.Code_FORBIDDEN:
@@ -110,6 +112,8 @@ func failure(code keyspb.Code, why string) error {
 	switch code {
 	case keyspb.Code_UNAVAILABLE, keyspb.Code_SEALED, keyspb.Code_FORBIDDEN:
 		class = codes.Unavailable
+	case keyspb.Code_DAMAGED:
+		class = codes.DataLoss
 	case keyspb.Code_INVALID:
 		class = codes.InvalidArgument
 	case keyspb.Code_PROOF_REFUSED, keyspb.Code_REPLAYED:

@@ -72,48 +72,97 @@ const fixtureLoad = 1500 * time.Millisecond
 
 // remember copies what is known.
 func (l *Load) remember() *Load {
-	c := &Load{w: l.w, next: l.next}
+	c := NewLoad(l.w, clients, 1)
+	c.next = l.next
+	n := 0
 	l.each(func(p *person) {
-		if len(c.workers) == 0 {
-			c.workers = append(c.workers, &worker{l: c, rng: rand.New(rand.NewPCG(1, 1))})
-		}
 		q := *p
-		c.workers[0].people = append(c.workers[0].people, &q)
+		w := c.workers[n%clients]
+		w.people = append(w.people, &q)
+		n++
 	})
 	c.served = slices.Clone(l.served)
 	return c
 }
 
-// try damages a copy of the fixture, starts it and checks it.
-func (f fixture) try(ctx context.Context, t Trial, damage func(dir string) error) (v Verdict, err error) {
+// take makes a world of a copy of the fixture, and a load that knows what is in it. The programs do not run yet.
+func (f fixture) take(ctx context.Context, t Trial) (*World, *Load, error) {
 	dir := filepath.Join(t.Dir, "try")
 	if err := errors.Join(os.RemoveAll(dir), Copy(ctx, f.dir, dir)); err != nil {
-		return v, err
-	}
-	if err := damage(dir); err != nil {
-		return v, err
+		return nil, nil, err
 	}
 	s, err := stack.Take(stack.Options{Bin: t.Bin, Dir: dir})
 	if err != nil {
+		return nil, nil, err
+	}
+	w, l := &World{Stack: s}, f.load.remember()
+	l.w = w
+	return w, l, nil
+}
+
+// try damages a copy of the fixture, starts it and checks it.
+func (f fixture) try(ctx context.Context, t Trial, damage func(dir string) error) (v Verdict, err error) {
+	w, l, err := f.take(ctx, t)
+	if err != nil {
 		return v, err
 	}
-	w := &World{Stack: s}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	l := f.load.remember()
-	l.w = w
+	if err := damage(w.Dir); err != nil {
+		return v, err
+	}
 	return l.Check(ctx, Allow{Damage: true}), nil
 }
 
-// stored are the files of both stores and the root key, by kind: "data/sst", "keys/MANIFEST" and so on. The names are
-// relative to the instance.
-func (f fixture) stored() (map[string][]string, error) {
+// tryRunning damages a copy of the fixture whose programs run under load, and checks it then, and once more when both have
+// been stopped, in order or not. A program may die of the damage: the storage engine trusts what it has verified once.
+func (f fixture) tryRunning(ctx context.Context, t Trial, rng *rand.Rand, damage func(dir string) error) (v Verdict, err error) {
+	w, l, err := f.take(ctx, t)
+	if err != nil {
+		return v, err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	if err := w.Start(ctx); err != nil {
+		return v, err
+	}
+	if err := w.Ready(ctx, readyWithin); err != nil {
+		return v, err
+	}
+	stop := l.Run(ctx, Beside{Epochs: rng.IntN(4) == 0, Backups: rng.IntN(4) == 0})
+	time.Sleep(pause(rng))
+	err = damage(w.Dir)
+	time.Sleep(2 * pause(rng))
+	stop()
+	if err != nil {
+		return v, err
+	}
+	allow := Allow{Damage: true, Crash: true}
+	if v = l.Check(ctx, allow); v.Refused || len(v.Broken) > 0 {
+		return v, nil
+	}
+	if rng.IntN(2) == 0 {
+		w.KillBoth()
+	} else {
+		_ = w.StopBoth() // whose exit code may tell of the damage
+		w.KillBoth()
+	}
+	again := l.Check(ctx, allow)
+	again.Integrity += v.Integrity
+	return again, nil
+}
+
+// stored are the files of both stores of an instance and its root key, by kind: "data/sst", "keys/MANIFEST" and so on. The
+// names are relative to the instance.
+func stored(instance string) (map[string][]string, error) {
 	kinds := map[string][]string{}
 	for name, below := range map[string]string{"data": "d", "keys": "k"} {
-		err := filepath.WalkDir(filepath.Join(f.dir, below), func(path string, d fs.DirEntry, err error) error {
+		err := filepath.WalkDir(filepath.Join(instance, below), func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) { // a running program has removed it
+				return nil
+			}
 			if err != nil || d.IsDir() {
 				return err
 			}
-			rel, err := filepath.Rel(f.dir, path)
+			rel, err := filepath.Rel(instance, path)
 			kind := d.Name()
 			if ext := filepath.Ext(kind); ext == ".sst" || ext == ".mem" || ext == ".vlog" {
 				kind = ext[1:]
@@ -143,7 +192,7 @@ func Flips(ctx context.Context, t Trial) (r Result, err error) {
 	rng := rand.New(rand.NewPCG(t.Seed, 2))
 	for n := 0; r.Count < t.N && !t.over(ctx); {
 		f := all[[]string{"stopped", "killed"}[rng.IntN(2)]]
-		kinds, err := f.stored()
+		kinds, err := stored(f.dir)
 		if err != nil {
 			return r, err
 		}
@@ -167,6 +216,50 @@ func Flips(ctx context.Context, t Trial) (r Result, err error) {
 		}
 		r.add(v, fmt.Sprintf("%s, %s in %s", f.name, what, file))
 		t.log("flip %d: %s %s, %s: broken %q, refused %v, %d integrity errors", r.Count, f.name, file, what, v.Broken, v.Refused, v.Integrity)
+	}
+	return r, ctx.Err()
+}
+
+// FlipsRunning flips one bit in one file while both programs run under load, n times: half of the times in a table, else
+// in each kind of file of both stores alike.
+func FlipsRunning(ctx context.Context, t Trial) (r Result, err error) {
+	begun := time.Now()
+	r = Result{Fault: "flipped bit, running", Seed: t.Seed}
+	defer func() { r.Took = time.Since(begun) }()
+	all, err := t.fixtures(ctx)
+	if err != nil {
+		return r, err
+	}
+	rng := rand.New(rand.NewPCG(t.Seed, 4))
+	for n := 0; r.Count < t.N && !t.over(ctx); n++ {
+		f := all[[]string{"stopped", "killed"}[rng.IntN(2)]]
+		var what string
+		v, err := f.tryRunning(ctx, t, rng, func(dir string) error {
+			kinds, err := stored(dir)
+			if err != nil {
+				return err
+			}
+			names := sortedKeys(kinds)
+			kind := names[(n/2)%len(names)]
+			if tables := []string{"data/sst", "keys/sst"}[(n/2)%2]; n%2 == 0 && kinds[tables] != nil {
+				kind = tables
+			}
+			file := kinds[kind][rng.IntN(len(kinds[kind]))]
+			what, err = flip(filepath.Join(dir, file), rng)
+			if errors.Is(err, fs.ErrNotExist) {
+				what, err = "nothing", nil // the file was removed meanwhile
+			}
+			what += " in " + file
+			return err
+		})
+		if err != nil || ctx.Err() != nil {
+			return r, errors.Join(err, ctx.Err())
+		}
+		if strings.HasPrefix(what, "nothing") {
+			continue
+		}
+		r.add(v, fmt.Sprintf("%s, %s", f.name, what))
+		t.log("flip %d: %s, running, %s: broken %q, refused %v, %d integrity errors, crashes %q", r.Count, f.name, what, v.Broken, v.Refused, v.Integrity, v.Crashes)
 	}
 	return r, ctx.Err()
 }
@@ -251,7 +344,7 @@ func losses(all map[string]fixture, rng *rand.Rand) (list []loss, err error) {
 			})
 			add(store+" older", func(dir string) error { return older(earlier, dir, store) })
 		}
-		kinds, err := f.stored()
+		kinds, err := stored(f.dir)
 		if err != nil {
 			return nil, err
 		}

@@ -44,6 +44,7 @@ type Store struct {
 	verifier    *verifier
 
 	damage atomic.Int64           // reads that met damage
+	told   atomic.Int64           // when the log was last told of it, in nanoseconds since 1970
 	failed *atomic.Pointer[error] // set once, when a commit or a compaction failed: memory and disk may differ from then on
 
 	life      sync.RWMutex // guards closed, and running.Add against Close
@@ -183,6 +184,15 @@ func (s *Store) enter() error {
 	}
 	s.running.Add(1)
 	return nil
+}
+
+// tell counts a read that met damage. The log hears of it once a minute.
+func (s *Store) tell(err error) {
+	s.damage.Add(1)
+	last, now := s.told.Load(), time.Now().UnixNano()
+	if now-last >= int64(remindInterval) && s.told.CompareAndSwap(last, now) {
+		s.log.Error("a read met damage: restore the store from a backup", "error", err)
+	}
 }
 
 // stopped refuses everything after a failed commit or compaction.

@@ -53,7 +53,8 @@ func (c *churn) acknowledged() map[string]int {
 	return maps.Clone(c.acked)
 }
 
-// wrong is a value that is older than one that was acknowledged before it was asked for. Nothing is wrong with an error.
+// wrong is a value that was never written, or is older than one that was acknowledged before it was asked for. Nothing is
+// wrong with an error.
 func (c *churn) wrong(s *Store, want map[string]int, k string) error {
 	got, ok, err := get(s, k)
 	if err != nil {
@@ -64,6 +65,9 @@ func (c *churn) wrong(s *Store, want map[string]int, k string) error {
 		if _, err := fmt.Sscanf(strings.TrimPrefix(got, k), "%d", &version); err != nil {
 			return fmt.Errorf("value of %s: %w", k, err)
 		}
+	}
+	if ok && got != churnValue(k, version) {
+		return fmt.Errorf("%s has a value that was never written", k)
 	}
 	if version < want[k] {
 		return fmt.Errorf("%s has version %d, %d was acknowledged", k, version, want[k])

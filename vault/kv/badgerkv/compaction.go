@@ -11,10 +11,10 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/table"
 
 	"github.com/prototypster/pdvault/vault/kv"
 )
@@ -66,25 +66,25 @@ type compactions struct {
 	base     *manifestView // as at the beginning of the pin
 	before   []int         // while closing: what the compactions before this one announced
 	recorded []int         // is on the disk
-	remind   time.Time     // when to tell again of tables that cannot be compared
 
 	quit, hurry chan struct{}
-	over        chan struct{}
-	ended       chan struct{} // closed when no compaction may go on and the engine must be left as it is
-	once        sync.Once     // closes ended
-	noRoom      bool          // is why it was closed
+	running     sync.WaitGroup // until quit is closed
+	ended       chan struct{}  // closed when no compaction may go on and the engine must be left as it is
+	once        sync.Once      // closes ended
+	noRoom      bool           // is why it was closed
 }
 
 // compaction is one that is under way.
 type compaction struct {
-	id      int // of the compactor
-	outputs int // announced so far
+	id      int  // of the compactor
+	outputs int  // announced so far
+	right   bool // guarded by mu
 }
 
 func newCompactions(o Options, fail func(error) error) *compactions {
 	c := &compactions{
 		dir: o.Dir, log: o.Logger, room: o.room, limit: insistTime, fail: fail, hooks: o.hooks,
-		quit: make(chan struct{}), hurry: make(chan struct{}), over: make(chan struct{}), ended: make(chan struct{}),
+		quit: make(chan struct{}), hurry: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if o.hooks.impatient {
 		c.limit = 0
@@ -104,7 +104,8 @@ func (c *compactions) attach(db *badger.DB) error {
 	}
 	c.db, c.ready, c.attached = db, db.NewTransaction(false), true
 	c.turn.Broadcast()
-	go c.renew()
+	c.running.Go(c.renew)
+	c.running.Go(c.keepUp)
 	return nil
 }
 
@@ -134,8 +135,9 @@ func (c *compactions) announce(id int, keys uint64) {
 	if !ok {
 		c.park()
 	}
-	if first { // so that the set holds the input
-		c.refresh()
+	// Answers are compared with its input until it is known to be right.
+	if first && !c.insist("tables cannot be read", c.refresh) {
+		c.park()
 	}
 	c.at("announced")
 }
@@ -149,7 +151,7 @@ func (c *compactions) sound() (map[uint64]listed, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.under.Load() == nil {
+	if x := c.under.Load(); x == nil || x.right {
 		return s.tables, nil
 	}
 	tables := maps.Clone(c.base.tables)
@@ -161,27 +163,62 @@ func (c *compactions) sound() (map[uint64]listed, error) {
 	return tables, nil
 }
 
-// refresh is called without mu.
-func (c *compactions) refresh() {
+// refresh is called with mu held, and lets go of it meanwhile.
+func (c *compactions) refresh() error {
+	if c.closing { // nobody reads any more
+		return nil
+	}
+	c.mu.Unlock()
+	defer c.mu.Lock()
 	_, err := c.verifier.refresh()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err != nil && time.Now().After(c.remind) {
-		c.remind = time.Now().Add(remindInterval)
-		c.log.Warn("new tables cannot be compared with what the engine answers", "error", err)
+	return err
+}
+
+// keepUp has answers compared with new tables too.
+func (c *compactions) keepUp() {
+	tick := time.NewTicker(renewInterval)
+	defer tick.Stop()
+	var seen stamp
+	var remind time.Time
+	for {
+		select {
+		case <-tick.C:
+		case <-c.quit:
+			return
+		}
+		now, err := stampOf(c.base.path)
+		if err == nil && now == seen && c.under.Load() == nil {
+			continue
+		}
+		if err == nil {
+			_, err = c.verifier.refresh()
+		}
+		if err == nil {
+			seen = now
+		} else if time.Now().After(remind) {
+			remind = time.Now().Add(remindInterval)
+			c.log.Warn("new tables cannot be compared with what the engine answers", "error", err)
+		}
 	}
 }
 
-// input are the tables that the MANIFEST has lost since compactions began. It is called with mu held.
+// input are the tables that the MANIFEST has lost since compactions began, as far as they are held. It is called with mu
+// held.
 func (c *compactions) input() (ids []uint64, err error) {
 	s, _, err := c.base.look()
 	if err != nil {
 		return nil, err
 	}
 	for id := range c.base.tables {
-		if _, ok := s.tables[id]; !ok {
-			ids = append(ids, id)
+		if _, ok := s.tables[id]; ok {
+			continue
 		}
+		if c.closing && id == c.base.flushed { // it was just being flushed when the references were taken
+			if size, err := fileSize(filepath.Join(c.dir, table.IDToFilename(id))); err != nil || size == 0 {
+				continue
+			}
+		}
+		ids = append(ids, id)
 	}
 	return ids, nil
 }
@@ -277,44 +314,38 @@ func (c *compactions) record() error {
 // done is called when the compaction is over.
 func (c *compactions) done(id int) {
 	c.at("done")
-	var ids []uint64
-	bad := error(nil)
-	ok := c.insist("the input of a compaction cannot be found", func() (err error) { ids, err = c.input(); return err })
-	if ok {
-		bad = c.verifier.audit(ids)
-	}
-	ok = ok && bad == nil && c.insist("a compaction cannot be checked", func() error {
-		x := c.under.Load()
-		if x == nil || x.id != id {
-			bad = errUnannounced
-			return nil
-		}
-		done, err := c.check()
-		if errors.Is(err, errShort) {
-			bad = err
-			return nil
-		}
+	ok := c.insist("the input of a compaction cannot be verified", func() error {
+		ids, err := c.input()
 		if err != nil {
 			return err
 		}
-		if done != len(c.before)+1 {
-			bad = fmt.Errorf("badgerkv: a compaction is not in %s: %w", badger.ManifestFilename, kv.ErrIntegrity)
-			return nil
-		}
-		return c.finish(x)
+		c.mu.Unlock() // it reads all of it
+		defer c.mu.Lock()
+		return c.verifier.audit(ids)
 	})
-	if bad != nil {
-		c.end(bad)
-	}
-	if !ok || bad != nil {
+	ok = ok && c.insist("a compaction cannot be checked", func() error {
+		x := c.under.Load()
+		if x == nil || x.id != id {
+			return errUnannounced
+		}
+		done, err := c.check()
+		if err == nil && done != len(c.before)+1 {
+			err = fmt.Errorf("badgerkv: a compaction is not in %s: %w", badger.ManifestFilename, kv.ErrIntegrity)
+		}
+		x.right = err == nil
+		return err
+	})
+	// Answers are compared with what it has made before its input goes.
+	ok = ok && c.insist("tables cannot be read", c.refresh)
+	if !ok || !c.insist("a compaction cannot be ended", c.finish) {
 		c.park() // or the engine could be closed while its directory is looked at
 	}
 }
 
 // finish is called with mu held, for a compaction that is right.
-func (c *compactions) finish(x *compaction) error {
+func (c *compactions) finish() error {
 	if c.closing {
-		c.before = append(c.before, x.outputs)
+		c.before = append(c.before, c.under.Load().outputs)
 	} else {
 		s, raw, err := c.base.look()
 		if err != nil {
@@ -388,117 +419,6 @@ func (c *compactions) gate() error {
 		return fmt.Errorf("badgerkv: stopped after a failed compaction: %w", kv.ErrIntegrity)
 	}
 	return err
-}
-
-func (c *compactions) hasEnded() bool {
-	select {
-	case <-c.ended:
-		return true
-	default:
-		return false
-	}
-}
-
-// insist calls fn with mu held until it succeeds. It ends the store if that does not happen in time: nothing has been lost
-// until then, since the compaction waits. For room on the disk it waits without an end, unless a commit waits for it, and
-// all readers for that: a start on the full disk is better.
-func (c *compactions) insist(what string, fn func() error) bool {
-	var until, remind time.Time
-	hurried := false
-	for {
-		c.mu.Lock()
-		stuck, err := c.hasEnded(), error(nil)
-		if !stuck {
-			err = fn()
-		}
-		c.mu.Unlock()
-		if stuck {
-			return false
-		}
-		if err == nil {
-			return true
-		}
-		noRoom := errors.Is(err, syscall.ENOSPC) && !c.stalled()
-		switch {
-		case noRoom:
-			until = time.Time{}
-		case until.IsZero():
-			until = time.Now().Add(c.limit)
-		}
-		late := !noRoom && time.Now().After(until) || errors.Is(err, kv.ErrIntegrity)
-		if !late {
-			if time.Now().After(remind) {
-				remind = time.Now().Add(remindInterval)
-				c.log.Warn(what+", trying again", "error", err)
-			}
-			select {
-			case <-time.After(insistInterval):
-			case <-c.hurry:
-				if !hurried { // it may have become possible meanwhile
-					hurried = true
-					continue
-				}
-				if errors.Is(err, syscall.ENOSPC) {
-					c.leave()
-					return false
-				}
-				late = true
-			}
-		}
-		if late {
-			c.end(fmt.Errorf("badgerkv: %s: %w", what, err))
-			return false
-		}
-	}
-}
-
-// stalled reports whether a commit may be waiting for a compaction: one is on its way, and level 0 is full.
-func (c *compactions) stalled() bool {
-	c.mu.Lock()
-	commits := c.commits
-	c.mu.Unlock()
-	return commits != nil && commits() && c.db.Levels()[0].NumTables >= stallTables
-}
-
-// serve is called when the store can be written to.
-func (c *compactions) serve(commits func() bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.commits = commits
-}
-
-// leave ends the store, which is being closed, since a compaction has no room to go on. Its input stays, as when the process
-// is killed, and the next start goes on with it or undoes it.
-func (c *compactions) leave() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.turn.Broadcast()
-	c.once.Do(func() {
-		c.noRoom = true
-		close(c.ended)
-	})
-}
-
-// end ends the store. The engine must not compact any more, nor be closed, which would delete what is still held.
-func (c *compactions) end(err error) error {
-	c.mu.Lock()
-	first := !c.hasEnded()
-	c.turn.Broadcast()
-	c.mu.Unlock()
-	if first {
-		err = c.fail(err)
-		c.once.Do(func() { close(c.ended) })
-	}
-	return err
-}
-
-// park keeps a compaction from going on, until the process ends.
-func (c *compactions) park() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for {
-		c.turn.Wait()
-	}
 }
 
 func (c *compactions) at(point string) {

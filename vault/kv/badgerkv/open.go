@@ -354,7 +354,11 @@ func openEngine(o Options) (e engine, err error) {
 		if err := e.compactions.attach(e.db); err != nil {
 			return engine{}, err // left open: a compaction that waits for us could not end, and so the engine not close
 		}
-		if _, err := e.compactions.verifier.refresh(); err != nil {
+		set, err := e.compactions.verifier.refresh()
+		if err == nil && set.damaged {
+			err = fmt.Errorf("badgerkv: a table was damaged while the engine opened; restore the directory from a backup: %w", kv.ErrIntegrity)
+		}
+		if err != nil {
 			return engine{}, errors.Join(err, e.shut())
 		}
 		return e, nil

@@ -23,7 +23,6 @@ func newPin(txn *badger.Txn) *pin {
 // renew keeps the transaction that pins are made of young, and the pin too: an old one keeps the engine from dropping
 // versions that nobody can see, and its list of commits long.
 func (c *compactions) renew() {
-	defer close(c.over)
 	tick := time.NewTicker(renewInterval)
 	defer tick.Stop()
 	for {
@@ -43,7 +42,6 @@ func (c *compactions) renew() {
 			old.Discard()
 		}
 		c.mu.Unlock()
-		c.refresh()
 	}
 }
 
@@ -88,12 +86,13 @@ func (c *compactions) shut() error {
 // tables, and the logs of all that will be flushed. Whatever compactions lose from then on can be put back from these.
 func (c *compactions) closeEngine() error {
 	close(c.quit)
-	<-c.over
+	c.running.Wait()
 	if !c.insist("the engine cannot be closed", c.hold) {
 		return c.whyLeft()
 	}
 	c.at("held")
 	err := c.db.Close()
+	c.verifier.forget()
 	if c.hasEnded() {
 		return errors.Join(c.whyLeft(), err)
 	}

@@ -34,6 +34,7 @@ type sst struct {
 	filter            y.Filter // of keys without their numbers
 	smallest, biggest []byte   // keys
 	newest            uint64   // number of the newest commit in it
+	damaged           bool     // its index cannot be read, and nothing else is set
 }
 
 // openSST maps the table id in dir and reads its index.
@@ -70,10 +71,10 @@ func (t *sst) readIndex() error {
 		return errTable
 	}
 	_, index, ok := cutSized(rest)
-	if !ok || !isSum(sum, index) {
+	if index = bytes.Clone(index); !ok || !isSum(sum, index) { // what is used is what was verified
 		return errTable
 	}
-	t.index = fb.GetRootAsTableIndex(bytes.Clone(index), 0)
+	t.index = fb.GetRootAsTableIndex(index, 0)
 	t.filter, t.newest = t.index.BloomFilterBytes(), t.index.MaxVersion()
 	n := t.index.OffsetsLength()
 	if n == 0 {

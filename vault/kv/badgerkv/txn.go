@@ -158,8 +158,15 @@ func (r *reader) walk(prefix, from []byte, limit int) (pairs []kv.Pair, versions
 
 // sound is called with what was read in hand, before anybody gets it.
 func (r *reader) sound() error {
-	err := r.store.compactions.gate()
-	if err != nil && r.damaged == nil {
+	if err := r.store.compactions.gate(); err != nil {
+		return r.unsound(err)
+	}
+	return nil
+}
+
+// unsound keeps the transaction from succeeding: what it decided rests on a read that failed.
+func (r *reader) unsound(err error) error {
+	if r.damaged == nil {
 		r.damaged = err
 	}
 	return err
@@ -182,12 +189,9 @@ func (r *reader) catch(err *error) {
 // damage records err as damage of the store. Badger puts keys into its messages; only the cause, which
 // stands last, goes on.
 func (r *reader) damage(err error) error {
-	r.store.damage.Add(1)
 	err = fmt.Errorf("badgerkv: reading: %s: %w", innermost(err), kv.ErrIntegrity)
-	if r.damaged == nil {
-		r.damaged = err
-	}
-	return err
+	r.store.tell(err)
+	return r.unsound(err)
 }
 
 // discard ends the transaction. An iterator that panicked may have stayed open, and then Badger panics

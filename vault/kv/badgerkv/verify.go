@@ -4,19 +4,18 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
-	"math"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
-	"sort"
 	"sync"
 	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/badger/v4/y"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/prototypster/pdvault/vault/kv"
 )
@@ -37,17 +36,18 @@ type verifier struct {
 	// that is not known of one, its input counts.
 	listed func() (map[uint64]listed, error)
 
-	mu  sync.Mutex // held while a set is made
-	set atomic.Pointer[sstSet]
+	mu     sync.Mutex // guards opened, and is held while a set is made
+	opened map[uint64]*sst
+	set    atomic.Pointer[sstSet]
 }
 
 func newVerifier(dir string, listed func() (map[uint64]listed, error)) *verifier {
-	v := &verifier{dir: dir, listed: listed}
+	v := &verifier{dir: dir, listed: listed, opened: map[uint64]*sst{}}
 	v.set.Store(&sstSet{})
 	return v
 }
 
-// refresh returns the set of now: the one before if nothing has changed.
+// refresh returns the set of now: the one before if nothing has changed. An error is one of the machine, and passes.
 func (v *verifier) refresh() (*sstSet, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -59,56 +59,79 @@ func (v *verifier) refresh() (*sstSet, error) {
 		if set := v.set.Load(); maps.Equal(now, set.listed) {
 			return set, nil
 		}
-		next, err := v.open(now)
-		if err == nil {
-			v.set.Store(next)
-			return next, nil
-		}
-		// A table may have gone meanwhile.
-		if again, e := v.listed(); e != nil || maps.Equal(again, now) {
+		damaged, err := v.open(now)
+		if err != nil {
 			return nil, err
 		}
-	}
-}
-
-func (v *verifier) open(list map[uint64]listed) (set *sstSet, err error) {
-	set = &sstSet{listed: list, tables: make(map[uint64]*sst, len(list))}
-	before := v.set.Load()
-	for id, is := range list {
-		t := before.tables[id]
-		if t == nil {
-			if err := shielded(func() (err error) { t, err = openSST(v.dir, id); return err }); err != nil {
+		if damaged { // or it has gone meanwhile
+			if again, err := v.listed(); err != nil {
 				return nil, err
+			} else if !maps.Equal(again, now) {
+				continue
 			}
 		}
-		for int(is.Level) >= len(set.levels) {
-			set.levels = append(set.levels, nil)
-		}
-		set.tables[id] = t
-		set.levels[is.Level] = append(set.levels[is.Level], t)
+		v.set.Store(newSSTSet(now, v.opened))
+		return v.set.Load(), nil
 	}
-	for _, tables := range set.levels {
-		slices.SortFunc(tables, func(a, b *sst) int { return y.CompareKeys(a.biggest, b.biggest) })
-	}
-	return set, nil
 }
 
-// audit verifies tables as a whole.
+// forget lets go of all tables.
+func (v *verifier) forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.opened = map[uint64]*sst{}
+	v.set.Store(&sstSet{})
+}
+
+// open makes opened the tables of a list. Of one that is damaged it keeps that it is.
+func (v *verifier) open(list map[uint64]listed) (damaged bool, err error) {
+	maps.DeleteFunc(v.opened, func(id uint64, t *sst) bool { _, ok := list[id]; return !ok || t.damaged })
+	var mu sync.Mutex // guards opened and damaged
+	var opens errgroup.Group
+	opens.SetLimit(runtime.GOMAXPROCS(0))
+	for id := range list {
+		if v.opened[id] != nil {
+			continue
+		}
+		opens.Go(func() error {
+			t, err := v.openOne(id)
+			if err != nil && !isDamage(err) {
+				return err
+			}
+			if err != nil {
+				t = &sst{id: id, damaged: true}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			v.opened[id], damaged = t, damaged || t.damaged
+			return nil
+		})
+	}
+	return damaged, opens.Wait()
+}
+
+func (v *verifier) openOne(id uint64) (t *sst, err error) {
+	err = shielded(func() (err error) { t, err = openSST(v.dir, id); return err })
+	return t, err
+}
+
+// isDamage reports whether an error tells of a table, and not of the machine.
+func isDamage(err error) bool { return errors.Is(err, errTable) || errors.Is(err, fs.ErrNotExist) }
+
+// audit verifies tables as a whole, their indexes included. Damage is a kv.ErrIntegrity, which any other error is not.
 func (v *verifier) audit(ids []uint64) error {
 	for _, id := range ids {
-		t := v.set.Load().tables[id]
-		err := shielded(func() (err error) {
-			if t == nil {
-				t, err = openSST(v.dir, id)
-			}
-			if err == nil {
-				err = t.verify()
-			}
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("badgerkv: table %s was damaged when a compaction had read it (%w); "+
+		t, err := v.openOne(id)
+		if err == nil {
+			err = shielded(t.verify)
+		}
+		switch {
+		case err == nil:
+		case isDamage(err):
+			return fmt.Errorf("badgerkv: table %s, which a compaction has read, is damaged (%w); nothing was touched; "+
 				"restore the directory from a backup: %w", table.IDToFilename(id), err, kv.ErrIntegrity)
+		default:
+			return err
 		}
 		runtime.KeepAlive(t)
 	}
@@ -126,83 +149,42 @@ func shielded(fn func() error) (err error) {
 	return fn()
 }
 
-// sstSet is all tables at one moment.
-type sstSet struct {
-	listed map[uint64]listed
-	tables map[uint64]*sst
-	levels [][]*sst // ascending by their biggest keys; but in level 0 they do not overlap
-}
-
-// from returns the tables of a level that may hold key or what follows it.
-func (s *sstSet) from(level int, key []byte) []*sst {
-	tables := s.levels[level]
-	return tables[sort.Search(len(tables), func(n int) bool { return y.CompareKeys(tables[n].biggest, key) >= 0 }):]
-}
-
-// newest returns what the tables hold under key up to the commit whose number it ends in. Tables that were written before
-// the commit since are left out.
-func (s *sstSet) newest(c *cursor, key []byte, since uint64) (newest written, err error) {
-	err = shielded(func() error {
-		bare := y.ParseKey(key)
-		hash := y.Hash(bare)
-		for level := range s.levels {
-			tables := s.from(level, key)
-			if level > 0 {
-				tables = tables[:min(1, len(tables))]
-			}
-			for _, t := range tables {
-				if t.newest < since || bytes.Compare(y.ParseKey(t.smallest), bare) > 0 || len(t.filter) > 0 && !t.filter.MayContain(hash) {
-					continue
-				}
-				w, err := c.find(t, key)
-				if err != nil {
-					return err
-				}
-				if w.version > newest.version {
-					newest = w
-				}
-			}
-		}
-		return nil
-	})
-	return newest, err
-}
-
-// covers reports whether an answer of the engine can be right where the tables hold mine. An answer without a version is
-// "not found": of a deletion the engine tells no more.
-func (w written) covers(mine written) bool {
-	switch {
-	case mine.version < w.version:
-		return true
-	case mine.version == w.version:
-		return mine.deleted == w.deleted && bytes.Equal(mine.value, w.value)
-	}
-	return w.version == 0 && mine.deleted
-}
-
 // confirm compares an answer of the engine with the tables, and is an error if it cannot be right.
 func (r *reader) confirm(key []byte, theirs written) error {
 	if r.tx != nil && r.tx.Wrote(key[1:]) {
 		return nil // the answer comes from the transaction itself
 	}
-	v := r.store.verifier
 	at := y.KeyWithTs(key, r.txn.ReadTs())
-	for {
-		set := v.set.Load()
-		mine, err := set.newest(&r.cursor, at, theirs.version)
-		if err == nil && !theirs.covers(mine) {
+	return r.compare(func(set *sstSet) error {
+		mine, yes, err := set.contradicts(&r.cursor, at, theirs)
+		if err == nil && yes {
 			err = r.reconsider(key, theirs, mine)
 		}
+		return err
+	})
+}
+
+// compare calls fn with the set, and with a newer one as long as it fails and there is a newer one: what the older one holds
+// may have been deleted since, and then compacted, together with the deletion.
+func (r *reader) compare(fn func(*sstSet) error) error {
+	v := r.store.verifier
+	for set := v.set.Load(); ; {
+		err := fn(set)
 		runtime.KeepAlive(set)
 		if err == nil {
 			return nil
 		}
-		// The set may be too old: what it holds was deleted since, and then compacted, together with the deletion.
-		if now, e := v.refresh(); e != nil {
-			return fmt.Errorf("badgerkv: comparing with the tables: %w", e)
-		} else if now == set {
+		now := v.set.Load()
+		if now == set {
+			var failed error
+			if now, failed = v.refresh(); failed != nil {
+				return r.unsound(fmt.Errorf("badgerkv: comparing an answer with the tables: %w", failed))
+			}
+		}
+		if now == set {
 			return r.damage(err)
 		}
+		set = now
 	}
 }
 
@@ -229,78 +211,19 @@ func (r *reader) reconsider(key []byte, theirs, mine written) error {
 
 // confirmScan is confirm for the keys from lo on and before hi, of which the engine has found pairs.
 func (r *reader) confirmScan(lo, hi []byte, pairs []kv.Pair, versions []uint64) error {
-	v := r.store.verifier
-	for {
-		set := v.set.Load()
-		var doubts []doubt
-		err := shielded(func() (err error) { doubts, err = set.doubts(lo, hi, r.txn.ReadTs(), pairs, versions); return err })
-		runtime.KeepAlive(set)
+	var doubts []doubt
+	err := r.compare(func(set *sstSet) error {
+		if set.damaged {
+			return errTable
+		}
+		return shielded(func() (err error) { doubts, err = set.doubts(lo, hi, r.txn.ReadTs(), pairs, versions); return err })
+	})
+	for _, d := range doubts {
 		if err == nil {
-			for _, d := range doubts {
-				if err := r.confirm(d.key, d.theirs); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-		if now, e := v.refresh(); e != nil {
-			return fmt.Errorf("badgerkv: comparing with the tables: %w", e)
-		} else if now == set {
-			return r.damage(err)
+			err = r.confirm(d.key, d.theirs)
 		}
 	}
-}
-
-// doubt is a key of which the tables hold something else than the engine has answered.
-type doubt struct {
-	key    []byte
-	theirs written
-}
-
-// doubts goes through the tables beside an answer. Each of the two ascends.
-func (s *sstSet) doubts(lo, hi []byte, at uint64, pairs []kv.Pair, versions []uint64) (list []doubt, err error) {
-	start := y.KeyWithTs(lo, math.MaxUint64)
-	var c cursor
-	for level := range s.levels {
-		for _, t := range s.from(level, start) {
-			if bytes.Compare(y.ParseKey(t.smallest), hi) >= 0 {
-				if level > 0 {
-					break
-				}
-				continue
-			}
-			var last []byte
-			n := 0
-			for err = c.seek(t, start); err == nil && c.ok; err = c.next() {
-				key := y.ParseKey(c.key)
-				if bytes.Compare(key, hi) >= 0 {
-					break
-				}
-				if y.ParseTs(c.key) > at || bytes.Equal(key, last) {
-					continue
-				}
-				last = append(last[:0], key...)
-				for n < len(pairs) && bytes.Compare(pairs[n].Key, key[1:]) < 0 {
-					n++
-				}
-				var theirs written
-				if n < len(pairs) && bytes.Equal(pairs[n].Key, key[1:]) {
-					theirs = written{version: versions[n], value: pairs[n].Value}
-				}
-				mine, err := c.written()
-				if err != nil {
-					return nil, err
-				}
-				if !theirs.covers(mine) {
-					list = append(list, doubt{bytes.Clone(key), theirs})
-				}
-			}
-			if err != nil {
-				return nil, err
-			}
-		}
-	}
-	return list, nil
+	return err
 }
 
 // checkInput verifies the tables that an unfinished compaction has read, as far as they are still there: they go only after

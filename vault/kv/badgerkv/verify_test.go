@@ -12,11 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/table"
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -169,6 +171,64 @@ func flipFrom(t *testing.T, from int) {
 	}
 }
 
+// A version that has become greater does not make an older value the newest.
+func TestADamagedVersionDoesNotBringBackAnOlderValue(t *testing.T) {
+	const victim = "a key that no other begins like"
+	o := testOptions(t, filepath.Join(t.TempDir(), "store"))
+	s := mustCreate(t, o)
+	mustPut(t, s, victim, "older")
+	mustClose(t, s)
+	s = mustOpen(t, o)
+	for i := range 10 {
+		mustPut(t, s, key(i), value(i))
+	}
+	mustPut(t, s, victim, "newer")
+	mustClose(t, s)
+	s = mustOpen(t, o)
+	for i := range 100 {
+		mustPut(t, s, key(i), value(i))
+	}
+	path := tables(t, o.Dir)[0]
+	at := bytes.Index(mustRead(t, path), []byte(victim)) + len(victim) // its version follows
+	noticed := 0
+	for bit := range 64 {
+		flipBit(t, path, at+bit/8, 1<<(bit%8))
+		got, ok, err := get(s, victim)
+		if errors.Is(err, kv.ErrIntegrity) {
+			noticed++
+		} else if err != nil || !ok || got != "newer" {
+			t.Errorf("bit %d: %q is there: %t, error: %v", bit, got, ok, err)
+		}
+		flipBit(t, path, at+bit/8, 1<<(bit%8))
+	}
+	if noticed == 0 {
+		t.Error("no flipped bit was noticed")
+	}
+}
+
+// A table that is damaged before it was looked at for the first time is not left out: whatever it may hold is refused.
+func TestATableThatCannotBeReadIsNotLeftOut(t *testing.T) {
+	s, there := layers(t)
+	path := tables(t, s.opts.Dir)[0]
+	end := len(mustRead(t, path)) - 1
+	s.verifier.forget()
+	flipBit(t, path, end, 1)
+	if _, err := s.verifier.refresh(); err != nil {
+		t.Fatal(err)
+	}
+	if refused, err := answers(s, there); refused != storeKeys+1 || err != nil {
+		t.Errorf("%d answers are refused: %v", refused, err)
+	}
+	flipBit(t, path, end, 1)
+	s.verifier.forget()
+	if _, err := s.verifier.refresh(); err != nil {
+		t.Fatal(err)
+	}
+	if refused, err := answers(s, there); refused != 0 || err != nil {
+		t.Errorf("as it was, %d answers are refused: %v", refused, err)
+	}
+}
+
 // What a transaction has written itself is not compared with the tables.
 func TestATransactionReadsItsOwnWritesAboveTheTables(t *testing.T) {
 	s, there := layers(t)
@@ -193,8 +253,7 @@ func TestATransactionReadsItsOwnWritesAboveTheTables(t *testing.T) {
 	}
 }
 
-// flipIn flips a bit of one byte of a file.
-func flipIn(t *testing.T, path string, at int) {
+func flipBit(t *testing.T, path string, at int, bit byte) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -205,61 +264,118 @@ func flipIn(t *testing.T, path string, at int) {
 	if _, err := f.ReadAt(b, int64(at)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.WriteAt([]byte{b[0] ^ 1}, int64(at)); err != nil {
+	if _, err := f.WriteAt([]byte{b[0] ^ bit}, int64(at)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// A compaction that has read damage, to which it gives a right checksum, ends the store, and no start takes what it made.
+// A compaction that has read damage gives it a right checksum, or leaves out what it could not read. Nobody gets what it
+// made, the store ends, and no start takes it.
 func TestACompactionThatReadsDamageEndsTheStore(t *testing.T) {
-	for _, crashes := range []bool{false, true} {
-		t.Run(fmt.Sprintf("crash before it is noticed %t", crashes), func(t *testing.T) {
-			o := compacting(t)
-			var ended atomic.Pointer[error]
-			o.Fatal = func(err error) { ended.CompareAndSwap(nil, &err) }
-			var crashed Options
-			var once sync.Once
-			o.hooks.compacting = func(point string) {
-				if point == "done" && crashes {
-					once.Do(func() { crashed = crash(t, o) })
+	damages := map[string]func(t *testing.T, path string){
+		// In values, so that the compaction has no trouble with it, of many keys, some of which nobody writes again.
+		"in values": func(t *testing.T, path string) {
+			whole, run := mustRead(t, path), bytes.Repeat([]byte("v"), 4<<10)
+			for at := 0; ; at += 8 << 10 {
+				next := bytes.Index(whole[at:], run)
+				if next < 0 {
+					return
 				}
+				at += next
+				flipBit(t, path, at+len(run)/2, 1)
 			}
-			s := mustCreate(t, o)
-			c := newChurn(s)
-			flipped := false
-			for end := time.Now().Add(time.Minute); ended.Load() == nil && time.Now().Before(end); {
-				if !flipped && s.db.Levels()[0].NumTables == compactTables-1 {
-					// In a value, so that the compaction has no trouble with it.
-					path := tables(t, o.Dir)[0]
-					flipIn(t, path, bytes.LastIndex(mustRead(t, path)[:100<<10], []byte("vvvv")))
-					flipped = true
-				}
-				done := make(chan error, 1)
-				go func() { done <- c.put() }() // it may wait for the compaction for ever
-				select {
-				case err := <-done:
-					if err != nil && ended.Load() == nil {
-						t.Fatal(err)
-					}
-				case <-time.After(5 * time.Second):
-				}
+		},
+		// Where the engine takes a table to end there.
+		"in an index": func(t *testing.T, path string) {
+			r, err := openSST(filepath.Dir(path), mustID(t, path))
+			if err != nil {
+				t.Fatal(err)
 			}
-			if cause := ended.Load(); cause == nil || !errors.Is(*cause, kv.ErrIntegrity) {
-				t.Fatalf("the store has not ended for its damage: %v", cause)
-			}
-			if !crashes {
-				quiet(t, o.Dir)
-				crashed = crash(t, o)
-			}
-			crashed.hooks.compacting = nil
-			before := hashDir(t, crashed.Dir)
-			if _, err := Open(t.Context(), crashed); !errors.Is(err, kv.ErrIntegrity) {
-				t.Errorf("opening what is left: %v", err)
-			}
-			if hashDir(t, crashed.Dir) != before {
-				t.Error("the refused start has changed the directory")
-			}
-		})
+			var at fb.BlockOffset
+			r.index.Offsets(&at, r.index.OffsetsLength()/2)
+			entry := at.Table()
+			rest, _, _ := cutSized(mustRead(t, path))
+			before, _, _ := cutSized(rest)
+			length := len(before) + int(entry.Pos) + int(entry.Offset(8)) // the third field
+			flipBit(t, path, length+3, 0x40)
+		},
+	}
+	for name, damage := range damages {
+		for _, crashes := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, crash before it is noticed %t", name, crashes), func(t *testing.T) {
+				compactDamage(t, damage, crashes)
+			})
+		}
+	}
+}
+
+func mustID(t *testing.T, path string) uint64 {
+	t.Helper()
+	id, ok := table.ParseFileID(path)
+	if !ok {
+		t.Fatalf("%s is not the name of a table", path)
+	}
+	return id
+}
+
+func compactDamage(t *testing.T, damage func(t *testing.T, path string), crashes bool) {
+	o := compacting(t)
+	ended := make(chan error, 1)
+	o.Fatal = func(err error) {
+		select {
+		case ended <- err:
+		default:
+		}
+	}
+	var crashed Options
+	var reads atomic.Int64
+	o.hooks.compacting = func(point string) {
+		if point != "done" {
+			return
+		}
+		if crashes && crashed.Dir == "" {
+			crashed = crash(t, o)
+		}
+		for seen := reads.Load(); reads.Load() < seen+3000; { // of each key, what it has become
+			time.Sleep(time.Millisecond)
+		}
+	}
+	s := mustCreate(t, o)
+	c := newChurn(s)
+	c.keys = 200
+	for s.db.Levels()[0].NumTables < compactTables-1 {
+		if err := c.put(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.verifier.refresh(); err != nil {
+		t.Fatal(err)
+	}
+	damage(t, tables(t, o.Dir)[0])
+	defer c.readers(t, 3, &reads)()
+	go func() { // never ends where a commit waits for the compaction
+		for c.put() == nil {
+		}
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, kv.ErrIntegrity) || !strings.Contains(err.Error(), "damaged") {
+			t.Errorf("the store ended for another reason: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the store has not ended")
+	}
+	if !crashes {
+		quiet(t, o.Dir)
+		crashed = crash(t, o)
+	}
+	crashed.hooks.compacting = nil
+	before := hashDir(t, crashed.Dir)
+	if _, err := Open(t.Context(), crashed); !errors.Is(err, kv.ErrIntegrity) {
+		t.Errorf("opening what is left: %v", err)
+	}
+	if hashDir(t, crashed.Dir) != before {
+		t.Error("the refused start has changed the directory")
 	}
 }
 

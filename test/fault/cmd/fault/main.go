@@ -36,7 +36,8 @@ func main() {
 	kills := flag.Int("kills", 0, "how often programs are killed")
 	cuts := flag.Int("cuts", 0, "how often the power is cut")
 	dying := flag.Int("dying", 0, "how often a disk dies under programs that go on")
-	flips := flag.Int("flips", 0, "how many bits are flipped")
+	flips := flag.Int("flips", 0, "how many bits are flipped while the programs do not run")
+	running := flag.Int("running-flips", 0, "how many bits are flipped while the programs run")
 	losses := flag.Int("losses", 0, "how many files are removed, cut or made older, at most")
 	fills := flag.Int("fills", 0, "how often a disk is filled")
 	hangs := flag.Int("hangs", 0, "how often a program hangs, is slow, loses its socket or its descriptors")
@@ -58,6 +59,7 @@ func main() {
 		{"power cut", *cuts, disks, func(ctx context.Context, t fault.Trial) (fault.Result, error) { return fault.Cuts(ctx, t) }, fault.ControlCut},
 		{"dying disk", *dying, disks, fault.Dying, fault.ControlCut},
 		{"flipped bit", *flips, none, fault.Flips, fault.ControlLosses},
+		{"flipped bit, running", *running, none, fault.FlipsRunning, fault.ControlLosses},
 		{"lost, cut or older file", *losses, none, fault.Losses, fault.ControlLosses},
 		{"n-th call fails", sweeps, fault.StraceMissing, fault.Sweep, fault.ControlSweep},
 		{"full disk", *fills, disks, fault.Fills, fault.ControlCheckers},
