@@ -86,28 +86,30 @@ func (v *verifier) forget() {
 // open makes opened the tables of a list. Of one that is damaged it keeps that it is.
 func (v *verifier) open(list map[uint64]listed) (damaged bool, err error) {
 	maps.DeleteFunc(v.opened, func(id uint64, t *sst) bool { _, ok := list[id]; return !ok || t.damaged })
-	var mu sync.Mutex // guards opened and damaged
+	var missing []uint64
+	for id := range list {
+		if v.opened[id] == nil {
+			missing = append(missing, id)
+		}
+	}
+	tables := make([]*sst, len(missing))
 	var opens errgroup.Group
 	opens.SetLimit(runtime.GOMAXPROCS(0))
-	for id := range list {
-		if v.opened[id] != nil {
-			continue
-		}
-		opens.Go(func() error {
-			t, err := v.openOne(id)
-			if err != nil && !isDamage(err) {
-				return err
+	for n, id := range missing {
+		opens.Go(func() (err error) {
+			if tables[n], err = v.openOne(id); err != nil && isDamage(err) {
+				tables[n], err = &sst{id: id, damaged: true}, nil
 			}
-			if err != nil {
-				t = &sst{id: id, damaged: true}
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			v.opened[id], damaged = t, damaged || t.damaged
-			return nil
+			return err
 		})
 	}
-	return damaged, opens.Wait()
+	err = opens.Wait()
+	for n, t := range tables {
+		if t != nil {
+			v.opened[missing[n]], damaged = t, damaged || t.damaged
+		}
+	}
+	return damaged, err
 }
 
 func (v *verifier) openOne(id uint64) (t *sst, err error) {
