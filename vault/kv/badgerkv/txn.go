@@ -31,7 +31,8 @@ type reader struct {
 	value   []byte  // the last value that Badger handed to keep
 	keep    func([]byte) error
 	cursor  cursor
-	damaged error // the first damage met; a transaction that ignores it must not succeed
+	at      []byte // reused for keys with the number of a commit
+	damaged error  // the first damage met; a transaction that ignores it must not succeed
 }
 
 func newReader(s *Store, txn *badger.Txn) *reader {

@@ -2,10 +2,12 @@ package badgerkv
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -14,7 +16,6 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
-	"github.com/dgraph-io/badger/v4/y"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/prototypster/pdvault/vault/kv"
@@ -156,7 +157,8 @@ func (r *reader) confirm(key []byte, theirs written) error {
 	if r.tx != nil && r.tx.Wrote(key[1:]) {
 		return nil // the answer comes from the transaction itself
 	}
-	at := y.KeyWithTs(key, r.txn.ReadTs())
+	at := binary.BigEndian.AppendUint64(append(r.at[:0], key...), math.MaxUint64-r.txn.ReadTs())
+	r.at = at
 	return r.compare(func(set *sstSet) error {
 		mine, yes, err := set.contradicts(&r.cursor, at, theirs)
 		if err == nil && yes {
