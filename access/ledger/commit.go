@@ -82,7 +82,8 @@ func (l *Ledger) commit(items []*item) (rest []*item) {
 			ctx = kv.UseReserve(ctx)
 			continue
 
-		case errors.Is(err, kv.ErrTooLarge) && len(attempted) > 1:
+		case (errors.Is(err, kv.ErrTooLarge) || errors.Is(err, kv.ErrIntegrity)) && len(attempted) > 1:
+			// What one of them has met must not keep the others from being committed.
 			half := len(attempted) / 2
 			rest, items = slices.Concat(items[half:], rest), items[:half]
 			continue

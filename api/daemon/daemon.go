@@ -184,7 +184,7 @@ func (d *Daemon) connect(ctx context.Context, generation uint64) (err error) {
 		if d.sidecar, err = client.Dial(ctx, config); err == nil {
 			return nil
 		}
-		if !errors.Is(err, keys.ErrUnavailable) {
+		if !errors.Is(err, keys.ErrUnavailable) || errors.Is(err, keys.ErrDamaged) {
 			return fmt.Errorf("connecting to the sidecar: %w", err)
 		}
 		select {

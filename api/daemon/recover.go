@@ -14,7 +14,7 @@ import (
 // toRecover adds to the error of a start that was refused, because of what is stored, what an operator does about it.
 func toRecover(err error) error {
 	for _, damage := range []error{
-		kv.ErrIntegrity, access.ErrIntegrity, vault.ErrIntegrity, consent.ErrIntegrity, keys.ErrTampered, keys.ErrRolledBack, errNotInitialised,
+		kv.ErrIntegrity, access.ErrIntegrity, vault.ErrIntegrity, consent.ErrIntegrity, keys.ErrDamaged, keys.ErrTampered, keys.ErrRolledBack, errNotInitialised,
 	} {
 		if errors.Is(err, damage) {
 			return fmt.Errorf("%w; to recover: change nothing, put the newest copy of the store in its place, or restore a backup "+

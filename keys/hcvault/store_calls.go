@@ -80,7 +80,7 @@ func (c *secrets) read(ctx context.Context, name string) (*secret, error) {
 		} `json:"data"`
 	}
 	if json.Unmarshal(text, &a) != nil || a.Data.Metadata.Version == 0 || len(a.Data.Data) == 0 {
-		return nil, fmt.Errorf("HashiCorp Vault's answer is not that of a KV engine of version 2: %w", kv.ErrIntegrity)
+		return nil, fmt.Errorf("HashiCorp Vault's answer is not that of a KV engine of version 2: %w: %w", keys.ErrUnavailable, kv.ErrIntegrity)
 	}
 	return &secret{a.Data.Metadata.Version, a.Data.Data}, nil
 }
@@ -116,7 +116,7 @@ func (c *secrets) write(ctx context.Context, name string, cas uint64, data any) 
 		Warnings []string `json:"warnings"`
 	}
 	if json.Unmarshal(text, &a) != nil || a.Data.Version == 0 {
-		return 0, fmt.Errorf("HashiCorp Vault's answer is not that of a KV engine of version 2: %w", kv.ErrIntegrity)
+		return 0, fmt.Errorf("HashiCorp Vault's answer is not that of a KV engine of version 2: %w: %w", keys.ErrUnavailable, kv.ErrIntegrity)
 	}
 	if a.Data.Version != cas+1 {
 		return 0, fmt.Errorf("a write made version %d of a secret at version %d: %w", a.Data.Version, cas, kv.ErrIntegrity)
@@ -158,7 +158,7 @@ func (c *secrets) list(ctx context.Context, folder string) ([]string, error) {
 		} `json:"data"`
 	}
 	if json.Unmarshal(text, &a) != nil || a.Data.Keys == nil {
-		return nil, fmt.Errorf("HashiCorp Vault's answer is not a list: %w", kv.ErrIntegrity)
+		return nil, fmt.Errorf("HashiCorp Vault's answer is not a list: %w: %w", keys.ErrUnavailable, kv.ErrIntegrity)
 	}
 	return a.Data.Keys, nil
 }
@@ -180,7 +180,7 @@ func (c *secrets) keepsOneVersion(ctx context.Context, name string) error {
 		} `json:"data"`
 	}
 	if status != http.StatusOK || json.Unmarshal(text, &a) != nil || len(a.Data.Versions) == 0 {
-		return fmt.Errorf("HashiCorp Vault's answer is not that of a KV engine of version 2: %w", kv.ErrIntegrity)
+		return fmt.Errorf("HashiCorp Vault's answer is not that of a KV engine of version 2: %w: %w", keys.ErrUnavailable, kv.ErrIntegrity)
 	}
 	if len(a.Data.Versions) > 1 {
 		return fmt.Errorf("hcvault: the KV engine keeps older versions of secrets, so that what was erased would stay; set its max_versions to 1: %w", keys.ErrInvalid)
@@ -193,7 +193,8 @@ func (c *secrets) keepsOneVersion(ctx context.Context, name string) error {
 	return nil
 }
 
-var errNoMount = fmt.Errorf("HashiCorp Vault has no KV engine there: %w", kv.ErrIntegrity)
+// errNoMount, and an answer that is none, may come from something that stands before HashiCorp Vault: they pass.
+var errNoMount = fmt.Errorf("HashiCorp Vault has no KV engine there: %w: %w", keys.ErrUnavailable, kv.ErrIntegrity)
 
 // call makes a request, with one new login if the token has died. Status 404 is no error if it says that the
 // secret is not there.

@@ -123,6 +123,12 @@ func (c *committer) commit(group []*change) {
 		}
 		err = c.update(kv.UseReserve(context.Background()), group)
 	}
+	if isOf(err, kv.ErrIntegrity) && len(group) > 1 { // the others may not need what is damaged
+		for _, ch := range group {
+			ch.err = c.update(context.Background(), []*change{ch})
+		}
+		return
+	}
 	for _, ch := range group {
 		ch.err = err
 	}

@@ -22,7 +22,7 @@ func isOf(err, target error) bool { return errors.Is(err, target) }
 // storeError makes a failure of the key store one of the sentinels of package keys: whatever it is,
 // nothing is known about the subject.
 func storeError(doing string, err error) error {
-	if isOf(err, kv.ErrIntegrity) {
+	if isOf(err, kv.ErrIntegrity) && !isOf(err, keys.ErrUnavailable) {
 		return fmt.Errorf("%s the key store: %w: %w", doing, keys.ErrDamaged, err)
 	}
 	return fmt.Errorf("%s the key store: %w: %w", doing, keys.ErrUnavailable, err)
@@ -225,7 +225,7 @@ func (k *Keyring) checkRowAt(b []byte, generation uint64) (row, error) {
 		return row{}, fmt.Errorf("row is wrapped by another kind of KEK: %w", keys.ErrKEKMissing)
 	}
 	if r.generation > generation {
-		return row{}, fmt.Errorf("row is newer than its key store: %w: %w", keys.ErrDamaged, kv.ErrIntegrity)
+		return row{}, fmt.Errorf("row is newer than its key store: %w: %w", keys.ErrUnavailable, kv.ErrIntegrity)
 	}
 	return r, nil
 }

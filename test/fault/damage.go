@@ -136,7 +136,9 @@ func (f fixture) tryRunning(ctx context.Context, t Trial, rng *rand.Rand, damage
 		return v, err
 	}
 	allow := Allow{Damage: true, Crash: true}
-	if v = l.Check(ctx, allow); v.Refused || len(v.Broken) > 0 {
+	v = l.Check(ctx, allow)
+	v.onlyEngineCrashes()
+	if v.Refused || len(v.Broken) > 0 {
 		return v, nil
 	}
 	if rng.IntN(2) == 0 {
@@ -146,8 +148,18 @@ func (f fixture) tryRunning(ctx context.Context, t Trial, rng *rand.Rand, damage
 		w.KillBoth()
 	}
 	again := l.Check(ctx, allow)
+	again.onlyEngineCrashes()
 	again.Integrity += v.Integrity
 	return again, nil
+}
+
+// onlyEngineCrashes breaks the verdict for crashes that are not the storage engine's own.
+func (v *Verdict) onlyEngineCrashes() {
+	for _, c := range v.Crashes {
+		if !strings.Contains(c, "panic: ") || !strings.Contains(c, "dgraph-io/badger") {
+			v.broken("a program crashed: %s", c)
+		}
+	}
 }
 
 // stored are the files of both stores of an instance and its root key, by kind: "data/sst", "keys/MANIFEST" and so on. The

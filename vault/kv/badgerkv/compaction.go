@@ -170,8 +170,16 @@ func (c *compactions) refresh() error {
 	}
 	c.mu.Unlock()
 	defer c.mu.Lock()
-	_, err := c.verifier.refresh()
-	return err
+	set, err := c.verifier.refresh()
+	if err == nil && set.damaged {
+		return fmt.Errorf("badgerkv: the index of a table is damaged: %w", kv.ErrIntegrity)
+	}
+	select {
+	case <-c.hurry: // nobody reads for much longer, and whoever does looks for the set of then
+		return nil
+	default:
+		return err
+	}
 }
 
 // keepUp has answers compared with new tables too.
@@ -265,7 +273,7 @@ func (c *compactions) rebase() error {
 	return nil
 }
 
-var errUnannounced = fmt.Errorf("badgerkv: the engine compacts without the messages that this program goes by: %w", kv.ErrIntegrity)
+var errUnannounced = fmt.Errorf("badgerkv: a compaction was not announced: its input is damaged, or the engine is another one: %w", kv.ErrIntegrity)
 
 // expect is called with mu held: what is to be found in the MANIFEST since base.
 func (c *compactions) expect() unfinished {
@@ -290,7 +298,7 @@ func (c *compactions) count() {
 
 func (c *compactions) record() error {
 	if c.under.Load() == nil {
-		return nil // of a compaction that waits for its turn
+		return errUnannounced // the engine announces what it can read: nothing of this one's input
 	}
 	u := c.expect()
 	if slices.Equal(u.Announced, c.recorded) {

@@ -102,6 +102,9 @@ func (c *compactions) leave() {
 func (c *compactions) end(err error) error {
 	c.mu.Lock()
 	first := !c.hasEnded()
+	if first && c.under.Load() != nil && !errors.Is(err, syscall.ENOSPC) {
+		_ = c.record() // so that the next Open undoes it, or knows that it was right
+	}
 	c.turn.Broadcast()
 	c.mu.Unlock()
 	if first {

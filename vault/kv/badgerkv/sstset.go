@@ -54,7 +54,7 @@ func (s *sstSet) contradicts(c *cursor, key []byte, theirs written) (mine writte
 		if mine, err = s.newest(c, key, theirs.version, math.MaxUint64); err != nil {
 			return err
 		}
-		if theirs.version == 0 || mine.version != theirs.version {
+		if theirs.version != 0 && mine.version != theirs.version {
 			older, err := s.newest(c, key, 0, theirs.version)
 			if err != nil {
 				return err
@@ -108,14 +108,9 @@ func (w written) covers(mine written) bool {
 	return w.version == 0 && mine.deleted
 }
 
-// doubt is a key of which the tables hold something else than the engine has answered.
-type doubt struct {
-	key    []byte
-	theirs written
-}
-
-// doubts goes through the tables beside an answer. Each of the two ascends.
-func (s *sstSet) doubts(lo, hi []byte, at uint64, pairs []kv.Pair, versions []uint64) (list []doubt, err error) {
+// doubts goes through the tables beside an answer; each of the two ascends. It calls fn for each key of which a table holds
+// something else than the engine has answered, which a newer table may explain, until fn returns false.
+func (s *sstSet) doubts(lo, hi []byte, at uint64, pairs []kv.Pair, versions []uint64, fn func(key []byte, theirs written) bool) (err error) {
 	start := y.KeyWithTs(lo, math.MaxUint64)
 	var c cursor
 	for level := range s.levels {
@@ -146,16 +141,16 @@ func (s *sstSet) doubts(lo, hi []byte, at uint64, pairs []kv.Pair, versions []ui
 				}
 				mine, err := c.written()
 				if err != nil {
-					return nil, err
+					return err
 				}
-				if !theirs.covers(mine) {
-					list = append(list, doubt{bytes.Clone(key), theirs})
+				if !theirs.covers(mine) && !fn(bytes.Clone(key), theirs) {
+					return nil
 				}
 			}
 			if err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	return list, nil
+	return nil
 }

@@ -183,6 +183,13 @@ func planUndo(o Options, isClean bool) (*undo, error) {
 				v = short
 			}
 		}
+		// The record goes when the input was found to be right, and the input after it. What has been read of it may have been
+		// damaged, though it is right now.
+		if held, err := u.inputHeld(o.Dir, s); err != nil {
+			return nil, err
+		} else if held && !u.Closing { // then the logs that would be needed may be gone
+			v = short
+		}
 	}
 	if v != short {
 		return &undo{}, nil
@@ -199,6 +206,40 @@ func planUndo(o Options, isClean bool) (*undo, error) {
 		}
 	}
 	return plan, nil
+}
+
+// input are the tables that compactions have read, as far as they are still there.
+func (u unfinished) input(dir string, s since) (ids []uint64, gone int, err error) {
+	for id := range u.Tables {
+		if _, ok := s.tables[id]; ok {
+			continue
+		}
+		size, err := fileSize(filepath.Join(dir, table.IDToFilename(id)))
+		switch {
+		case err != nil:
+			return nil, 0, err
+		case size > 0:
+			ids = append(ids, id)
+		default:
+			gone++
+		}
+	}
+	return ids, gone, nil
+}
+
+// inputHeld reports whether nothing that compactions have read is gone yet.
+func (u unfinished) inputHeld(dir string, s since) (bool, error) {
+	ids, gone, err := u.input(dir, s)
+	return len(ids) > 0 && gone == 0, err
+}
+
+// checkInput verifies what compactions have read. What is gone was verified before.
+func (u unfinished) checkInput(dir string, s since) error {
+	ids, _, err := u.input(dir, s)
+	if err != nil {
+		return err
+	}
+	return newVerifier(dir, nil).audit(ids)
 }
 
 // since tells what has become of the MANIFEST since the compaction began.

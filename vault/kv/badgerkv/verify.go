@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 	"math"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -57,12 +56,17 @@ func (v *verifier) refresh() (*sstSet, error) {
 		if err != nil {
 			return nil, err
 		}
-		if set := v.set.Load(); maps.Equal(now, set.listed) {
+		set := v.set.Load()
+		same := maps.Equal(now, set.listed)
+		if same && !set.damaged {
 			return set, nil
 		}
 		damaged, err := v.open(now)
 		if err != nil {
 			return nil, err
+		}
+		if damaged && same {
+			return set, nil
 		}
 		if damaged { // or it has gone meanwhile
 			if again, err := v.listed(); err != nil {
@@ -181,7 +185,9 @@ func (r *reader) compare(fn func(*sstSet) error) error {
 		now := v.set.Load()
 		if now == set {
 			var failed error
-			if now, failed = v.refresh(); failed != nil {
+			if now, failed = v.refresh(); errors.Is(failed, kv.ErrIntegrity) {
+				return r.damage(failed)
+			} else if failed != nil {
 				return r.unsound(fmt.Errorf("badgerkv: comparing an answer with the tables: %w", failed))
 			}
 		}
@@ -215,36 +221,20 @@ func (r *reader) reconsider(key []byte, theirs, mine written) error {
 
 // confirmScan is confirm for the keys from lo on and before hi, of which the engine has found pairs.
 func (r *reader) confirmScan(lo, hi []byte, pairs []kv.Pair, versions []uint64) error {
-	var doubts []doubt
+	var failed error
 	err := r.compare(func(set *sstSet) error {
 		if set.damaged {
 			return errTable
 		}
-		return shielded(func() (err error) { doubts, err = set.doubts(lo, hi, r.txn.ReadTs(), pairs, versions); return err })
+		return shielded(func() error {
+			return set.doubts(lo, hi, r.txn.ReadTs(), pairs, versions, func(key []byte, theirs written) bool {
+				failed = r.confirm(key, theirs)
+				return failed == nil
+			})
+		})
 	})
-	for _, d := range doubts {
-		if err == nil {
-			err = r.confirm(d.key, d.theirs)
-		}
+	if failed != nil {
+		return failed
 	}
 	return err
-}
-
-// checkInput verifies the tables that an unfinished compaction has read, as far as they are still there: they go only after
-// they were verified.
-func (u unfinished) checkInput(dir string, s since) error {
-	var ids []uint64
-	for id := range u.Tables {
-		if _, ok := s.tables[id]; ok {
-			continue
-		}
-		size, err := fileSize(filepath.Join(dir, table.IDToFilename(id)))
-		if err != nil {
-			return err
-		}
-		if size > 0 {
-			ids = append(ids, id)
-		}
-	}
-	return newVerifier(dir, nil).audit(ids)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -376,6 +377,91 @@ func compactDamage(t *testing.T, damage func(t *testing.T, path string), crashes
 	}
 	if hashDir(t, crashed.Dir) != before {
 		t.Error("the refused start has changed the directory")
+	}
+}
+
+// The engine announces no compaction whose input it cannot read at all, and drops it all the same.
+func TestACompactionThatWasNotAnnouncedEndsTheStore(t *testing.T) {
+	o := compacting(t)
+	ended := make(chan error, 1)
+	o.Fatal = func(err error) { ended <- err }
+	s := mustCreate(t, o)
+	mustPut(t, s, key(1), value(1))
+	go s.compactions.count() // does not return: the MANIFEST must not be changed
+	if err := <-ended; !errors.Is(err, kv.ErrIntegrity) {
+		t.Errorf("the store ended with %v", err)
+	}
+	if _, _, err := get(s, key(1)); !errors.Is(err, kv.ErrIntegrity) {
+		t.Errorf("View afterwards: %v", err)
+	}
+	o = crash(t, o)
+	wantValue(t, mustOpen(t, o), key(1), value(1))
+}
+
+// A table of which nothing can be read is not dropped by the compaction that could not read it.
+func TestACompactionThatCannotReadATableLosesNothing(t *testing.T) {
+	o := compacting(t)
+	ended := make(chan error, 10)
+	o.Fatal = func(err error) { ended <- err }
+	var p points
+	o.hooks.compacting = p.at
+	s := mustCreate(t, o)
+	seq := func(n int) string { return fmt.Sprintf("seq/%08d", n) }
+	var acked atomic.Int64
+	write := func() error {
+		n := int(acked.Load())
+		err := put(context.Background(), s, seq(n), churnValue(seq(n), 1))
+		if err == nil {
+			acked.Add(1)
+		}
+		return err
+	}
+	for p.count("done") < 1 || s.db.Levels()[0].NumTables < compactTables-1 {
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := s.compactions.sound()
+	if err != nil {
+		t.Fatal(err)
+	}
+	oldest := uint64(math.MaxUint64)
+	for id, is := range list {
+		if is.Level == 0 {
+			oldest = min(oldest, id)
+		}
+	}
+	path := filepath.Join(o.Dir, table.IDToFilename(oldest))
+	r, err := openSST(o.Dir, oldest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first fb.BlockOffset
+	r.index.Offsets(&first, 0)
+	at := int(first.Offset() + first.Len() - 4) // how long its checksum is
+	flipBit(t, path, at, 0x40)
+	go func() { // never ends where a commit waits for the compaction
+		for write() == nil {
+		}
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, kv.ErrIntegrity) {
+			t.Errorf("the store ended for another reason: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the store has not ended")
+	}
+	quiet(t, o.Dir)
+	crashed := crash(t, o)
+	crashed.hooks.compacting = nil
+	if _, err := Open(t.Context(), crashed); !errors.Is(err, kv.ErrIntegrity) {
+		t.Errorf("opening what is left: %v", err)
+	}
+	flipBit(t, filepath.Join(crashed.Dir, filepath.Base(path)), at, 0x40) // so that it can be seen that all is there
+	s2 := mustOpen(t, crashed)
+	for n := range int(acked.Load()) {
+		wantValue(t, s2, seq(n), churnValue(seq(n), 1))
 	}
 }
 
