@@ -382,6 +382,58 @@ func TestTransactionTooLarge(t *testing.T) {
 	}
 }
 
+// TestDamage: one entry whose conditions rest on a damaged row does not hurt its neighbours.
+func TestDamage(t *testing.T) {
+	k := newKeys(t)
+	row := []byte("c/damaged")
+	s := &faultStore{Store: damagedRow{memkv.New(), row}}
+	l := mustCreate(t, k.config(s))
+	plain := func(i int) func() error {
+		return func() error { _, err := l.Append(context.Background(), entry(i), nil); return err }
+	}
+	hurt := func() error {
+		_, err := l.Append(context.Background(), entry(9), func(ledger.Position) (c kv.Change) {
+			c.Expect(row, nil, kv.ErrConflict)
+			return c
+		})
+		return err
+	}
+	for i, err := range together(t, s, l, plain(1), hurt, plain(2), plain(3)) {
+		if i == 1 {
+			wantErr(t, err, kv.ErrIntegrity)
+		} else {
+			must(t, err)
+		}
+	}
+	if tree := checkRows(t, s, k); tree.size != 4 {
+		t.Fatal(tree.size)
+	}
+}
+
+// damagedRow is a store in which a row cannot be read, and no transaction succeeds that has tried.
+type damagedRow struct {
+	kv.Store
+	key []byte
+}
+
+func (s damagedRow) Update(ctx context.Context, fn func(kv.Writer) error) error {
+	return s.Store.Update(ctx, func(w kv.Writer) error { return fn(damagedWriter{w, s.key}) })
+}
+
+type damagedWriter struct {
+	kv.Writer
+	key []byte
+}
+
+func (w damagedWriter) Get(keys ...[]byte) ([][]byte, error) {
+	for _, key := range keys {
+		if string(key) == string(w.key) {
+			return nil, kv.ErrIntegrity
+		}
+	}
+	return w.Writer.Get(keys...)
+}
+
 // TestFaults: every outcome of Update × applied or not. After each step the invariant holds for the rows and
 // for what is published; the next append works; so does the log when reopened.
 func TestFaults(t *testing.T) {

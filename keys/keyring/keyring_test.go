@@ -853,6 +853,47 @@ func (s *fullStore) Update(ctx context.Context, fn func(kv.Writer) error) error 
 	return s.Store.Update(ctx, fn)
 }
 
+// A damaged row is told as such, and refuses nothing that is committed beside it.
+func TestDamageOfOneRow(t *testing.T) {
+	ctx := context.Background()
+	damaged := &damagedStore{Store: memkv.New()}
+	r := newRing(t, func(c *keyring.Config) { c.Store = damaged })
+	s, _ := r.mustCreate("value")
+	damaged.subject.Store(&s)
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { wantErr(t, r.Destroy(ctx, s, "erasure"), keys.ErrDamaged) })
+		wg.Go(func() { wantErr(t, r.SaveState(ctx, "checkpoint", []byte("x")), nil) })
+	}
+	wg.Wait()
+	damaged.subject.Store(nil)
+	wantErr(t, r.Destroy(ctx, s, "erasure"), nil)
+}
+
+// damagedStore cannot read what concerns a subject in a transaction that writes.
+type damagedStore struct {
+	kv.Store
+	subject atomic.Pointer[uuid.UUID]
+}
+
+func (s *damagedStore) Update(ctx context.Context, fn func(kv.Writer) error) error {
+	return s.Store.Update(ctx, func(w kv.Writer) error { return fn(damagedWriter{w, s.subject.Load()}) })
+}
+
+type damagedWriter struct {
+	kv.Writer
+	subject *uuid.UUID
+}
+
+func (w damagedWriter) Get(rows ...[]byte) ([][]byte, error) {
+	for _, row := range rows {
+		if w.subject != nil && bytes.Contains(row, w.subject[:]) {
+			return nil, kv.ErrIntegrity
+		}
+	}
+	return w.Writer.Get(rows...)
+}
+
 // Promise 11: what was secret is overwritten, and shows nowhere.
 func TestSecretsAreWiped(t *testing.T) {
 	r := newRing(t, nil)
