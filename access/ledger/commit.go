@@ -34,6 +34,7 @@ func (l *Ledger) run() {
 //   - a check of an item fails: that item is refused, the others commit;
 //   - storage is full: items without right to the reserve are refused, the others are tried on it;
 //   - the transaction is too large: it is halved; an item too large alone is refused;
+//   - a row is damaged: the items are halved; one that needs the row gets ErrUnavailable;
 //   - the stored checkpoint is not the one in memory, because an earlier commit reported an error and was
 //     applied all the same, or because another process appended: the state is loaded from the store, by the
 //     code that Open runs, and the batch is tried again;
@@ -82,8 +83,12 @@ func (l *Ledger) commit(items []*item) (rest []*item) {
 			ctx = kv.UseReserve(ctx)
 			continue
 
-		case (errors.Is(err, kv.ErrTooLarge) || errors.Is(err, kv.ErrIntegrity)) && len(attempted) > 1:
-			// What one of them has met must not keep the others from being committed.
+		case errors.Is(err, kv.ErrIntegrity) && len(items) > 1:
+			half := len(items) / 2
+			rest, items = slices.Concat(items[half:], rest), items[:half]
+			continue
+
+		case errors.Is(err, kv.ErrTooLarge) && len(attempted) > 1:
 			half := len(attempted) / 2
 			rest, items = slices.Concat(items[half:], rest), items[:half]
 			continue
