@@ -119,6 +119,12 @@ func TestAFlippedBitIsRefusedOrHarmless(t *testing.T) {
 	held(t, r, err)
 }
 
+func TestAFlippedBitUnderRunningProgramsIsRefusedOrHarmless(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
+	r, err := FlipsRunning(t.Context(), damaged(t, 6))
+	held(t, r, err)
+}
+
 func TestALostFileIsRefusedOrHarmless(t *testing.T) {
 	t.Parallel() // most of the time programs that start are waited for
 	r, err := Losses(t.Context(), damaged(t, 8))
