@@ -31,7 +31,7 @@ bench-docs: build ## the same, and write the page with tables and plots to test/
 	go run ./test/bench/cmd/bench -bin $(BIN) -docs test/bench/docs $(ARGS)
 
 fault: ## break the real programs for TIME (default 10m) and print the table (needs root)
-	go run ./test/fault/cmd/fault -kills 1000 -cuts 200 -dying 200 -flips 10000 -running-flips 1000 -losses 500 -fills 100 -hangs 100 -starves 100 -sweep -seed $(or $(SEED),1) -time $(or $(TIME),10m) $(ARGS)
+	go run ./test/fault/cmd/fault -kills 1000 -cuts 200 -dying 200 -flips 10000 -running-flips 1000 -losses 500 -fills 100 -hangs 100 -starves 100 -clocks 100 -sweep -seed $(or $(SEED),1) -time $(or $(TIME),10m) $(ARGS)
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt on these files'; exit 1; }

@@ -39,6 +39,7 @@ const (
 	ProblemIntegrity            = ProblemPrefix + "integrity"               // 500: stored data contradicts itself; never "not found"
 	ProblemBusy                 = ProblemPrefix + "busy"                    // 503: nothing happened, try again
 	ProblemKeyService           = ProblemPrefix + "key-service-unavailable" // 503: no plaintext has left
+	ProblemClock                = ProblemPrefix + "clock-suspect"           // 503: the clock was set, or two differ; no plaintext has left
 	ProblemLog                  = ProblemPrefix + "log-unavailable"         // 503: no plaintext has left
 	ProblemErasurePending       = ProblemPrefix + "erasure-pending"         // 503: recorded, and will be finished; erasure says which
 	ProblemTimeout              = ProblemPrefix + "timeout"                 // 504: the outcome is not known

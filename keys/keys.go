@@ -46,6 +46,10 @@ var (
 	ErrTampered = errors.New("keys: ciphertext does not authenticate")
 	// ErrProofRefused is returned when the proofs shown with an open do not satisfy the sidecar.
 	ErrProofRefused = errors.New("keys: access proof refused")
+	// ErrClock is returned when the time of an access entry is not that of the sidecar's clock: one of the two is wrong, or
+	// the clock was set. It wraps ErrProofRefused. A new entry is taken when the clock is right, and past the time of the
+	// newest entry.
+	ErrClock = wrap("keys: clock and access log disagree", ErrProofRefused)
 	// ErrReplayed is returned when an access entry was served before. It wraps ErrProofRefused.
 	ErrReplayed = wrap("keys: access entry was already served", ErrProofRefused)
 	// ErrInvalid is returned when a message is malformed or over a limit.
@@ -92,6 +96,7 @@ var codes = [...]struct {
 	{keyspb.Code_KEK_MISSING, ErrKEKMissing},
 	{keyspb.Code_KEK_RETIRED, ErrKEKRetired},
 	{keyspb.Code_REPLAYED, ErrReplayed},
+	{keyspb.Code_CLOCK, ErrClock},
 	{keyspb.Code_PROOF_REFUSED, ErrProofRefused},
 	{keyspb.Code_INVALID, ErrInvalid},
 	{keyspb.Code_BUDGET, ErrBudget},

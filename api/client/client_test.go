@@ -245,6 +245,7 @@ func TestTable(t *testing.T) {
 		api.ProblemIntegrity:            access.ErrIntegrity,
 		api.ProblemInvalidRequest:       access.ErrInvalid,
 		api.ProblemKeyService:           access.ErrUnavailable,
+		api.ProblemClock:                access.ErrUnavailable,
 		api.ProblemLimitReached:         client.ErrLimitReached,
 		api.ProblemLog:                  access.ErrUnavailable,
 		api.ProblemMethodNotAllowed:     client.ErrProtocol,

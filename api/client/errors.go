@@ -60,6 +60,7 @@ var sentinels = map[string]error{
 	api.ProblemIntegrity:            access.ErrIntegrity,
 	api.ProblemBusy:                 access.ErrBusy,
 	api.ProblemKeyService:           access.ErrUnavailable,
+	api.ProblemClock:                access.ErrUnavailable,
 	api.ProblemLog:                  access.ErrUnavailable,
 	api.ProblemTimeout:              ErrTimeout,
 	api.ProblemStorageFull:          ErrStorageFull,

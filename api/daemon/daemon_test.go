@@ -102,7 +102,7 @@ func TestEveryFailureOfTheSidecarHasACode(t *testing.T) {
 	seen := map[string]bool{}
 	for _, err := range []error{
 		keys.ErrSealed, keys.ErrForbidden, keys.ErrDamaged, keys.ErrUnavailable, keys.ErrKEKMissing, keys.ErrKEKRetired, keys.ErrDestroyed, keys.ErrNoKey,
-		keys.ErrBudget, keys.ErrTampered, keys.ErrReplayed, keys.ErrProofRefused, keys.ErrRolledBack, access.ErrIntegrity, vault.ErrStale, context.DeadlineExceeded, context.Canceled,
+		keys.ErrBudget, keys.ErrTampered, keys.ErrReplayed, keys.ErrClock, keys.ErrProofRefused, keys.ErrRolledBack, access.ErrIntegrity, vault.ErrStale, context.DeadlineExceeded, context.Canceled,
 	} {
 		code := failureCode(fmt.Errorf("opening: %w", err))
 		if seen[code] || code == "internal" {

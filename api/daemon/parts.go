@@ -58,6 +58,7 @@ var failureCodes = [...]struct {
 	{keys.ErrNoKey, "key-absent"},
 	{keys.ErrTampered, "ciphertext-tampered"},
 	{keys.ErrReplayed, "proof-replayed"},
+	{keys.ErrClock, "clock-suspect"},
 	{keys.ErrProofRefused, "proof-refused"},
 	{keys.ErrRolledBack, "rolled-back"},
 	{access.ErrIntegrity, "integrity"},

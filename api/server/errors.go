@@ -45,6 +45,7 @@ var table = [...]Mapping{
 	{keys.ErrRolledBack, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrKEKRetired, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrReplayed, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
+	{keys.ErrClock, 503, api.ProblemClock, "The clock of the machine and the access log disagree", 2},
 	{keys.ErrProofRefused, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 	{keys.ErrNoKey, 500, api.ProblemIntegrity, "Stored data contradicts itself", 0},
 

@@ -155,6 +155,7 @@ func TestPrecedence(t *testing.T) {
 		{t.Context(), errors.Join(access.ErrNotFound, access.ErrIntegrity), api.ProblemIntegrity},
 		{t.Context(), errors.Join(access.ErrUnavailable, keys.ErrTampered), api.ProblemIntegrity},
 		{t.Context(), errors.Join(access.ErrUnavailable, keys.ErrDamaged), api.ProblemIntegrity},
+		{t.Context(), errors.Join(access.ErrUnavailable, keys.ErrClock), api.ProblemClock},
 		{t.Context(), fmt.Errorf("%w: %w", access.ErrUnavailable, keys.ErrSealed), api.ProblemKeyService},
 		{t.Context(), fmt.Errorf("%w: %w", access.ErrUnavailable, kv.ErrStorageFull), api.ProblemStorageFull},
 		{t.Context(), errors.Join(keys.ErrUnavailable, context.DeadlineExceeded), api.ProblemTimeout},

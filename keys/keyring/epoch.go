@@ -286,8 +286,9 @@ func (e *epochs) due(ctx context.Context, records []jobRecord) (time.Time, error
 	if err != nil {
 		return time.Time{}, err
 	}
-	if last.IsZero() {
-		last = e.k.cfg.Now()
+	now := e.k.cfg.Now()
+	if last.IsZero() || last.After(now) { // the clock was ahead, and an epoch must not be put off for as long
+		last = now
 		begun := binary.BigEndian.AppendUint64(nil, uint64(last.UnixMilli()))
 		err := e.k.writes.do(ctx, &change{items: 1, bytes: 16, reserve: true, apply: func(w kv.Writer, _ uint64) (bool, error) {
 			w.Set(keyLastEpoch, begun)
@@ -300,8 +301,8 @@ func (e *epochs) due(ctx context.Context, records []jobRecord) (time.Time, error
 	due := last.Add(e.k.cfg.EpochInterval)
 	for _, r := range records {
 		if r.Scope == ScopeKEK && r.State == JobFailed {
-			if again := time.UnixMilli(r.Finished).Add(afterFailed); again.After(due) {
-				due = again
+			if failed := time.UnixMilli(r.Finished); !failed.After(now) && failed.Add(afterFailed).After(due) {
+				due = failed.Add(afterFailed)
 			}
 		}
 	}

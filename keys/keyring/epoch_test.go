@@ -816,6 +816,32 @@ func TestEpochsComeOnSchedule(t *testing.T) {
 	}
 }
 
+// A clock that is set back while an epoch runs does not let it end before it began, for which there could be no evidence; and
+// one that was ahead when it ended does not put the next one off for as long.
+func TestAnEpochOutlastsAClockThatIsSet(t *testing.T) {
+	const week, year = 7 * 24 * time.Hour, 365 * 24 * time.Hour
+	r := newEpochRing(t, func(c *keyring.Config) { c.EpochInterval = week })
+	r.mustCreate("value")
+	back := sync.OnceFunc(func() { r.clock.add(-time.Hour) })
+	r.kek.set(func() { r.kek.before = func(string) error { back(); return nil } })
+	if j := r.done(); j.Finished.Before(j.Started) {
+		t.Errorf("begun at %v, it has ended at %v", j.Started, j.Finished)
+	}
+	r.clock.add(year)
+	r.done()
+	r.clock.add(-year)
+	r.Poke()
+	var next time.Time
+	for range 1000 {
+		inv, err := r.Inventory(t.Context())
+		if next = inv.NextEpoch; err == nil && !next.After(r.clock.Now().Add(week)) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Errorf("at %v, the next epoch is planned for %v", r.clock.Now(), next)
+}
+
 // A scheduled epoch that fails for good is not begun again at once.
 func TestFailedEpochIsNotBegunAgainAtOnce(t *testing.T) {
 	r := newEpochRing(t, func(c *keyring.Config) { c.EpochInterval = time.Hour })

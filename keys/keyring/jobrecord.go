@@ -113,8 +113,12 @@ func (r *jobRecord) job() Job {
 		}
 		return time.UnixMilli(ms).UTC()
 	}
+	finished := r.Finished
+	if finished != 0 {
+		finished = max(finished, r.Started) // the clock may have been set back, and nobody vouches for an end before the beginning
+	}
 	return Job{ID: r.ID, Scope: r.Scope, Subject: r.Subject, By: r.By, State: r.State, Phase: r.Phase, Done: r.Done, Total: r.Total,
-		Started: at(r.Started), Updated: at(r.Updated), Finished: at(r.Finished), Target: r.Target, Failure: r.Failure, Recorded: r.Recorded}
+		Started: at(r.Started), Updated: at(r.Updated), Finished: at(finished), Target: r.Target, Failure: r.Failure, Recorded: r.Recorded}
 }
 
 // end ends the job, well when failure is empty.

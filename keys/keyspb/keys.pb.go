@@ -47,6 +47,7 @@ const (
 	Code_NO_JOB        Code = 15
 	Code_TOO_MANY_KEYS Code = 16
 	Code_DAMAGED       Code = 17
+	Code_CLOCK         Code = 18
 )
 
 // Enum value maps for Code.
@@ -70,6 +71,7 @@ var (
 		15: "NO_JOB",
 		16: "TOO_MANY_KEYS",
 		17: "DAMAGED",
+		18: "CLOCK",
 	}
 	Code_value = map[string]int32{
 		"OK":            0,
@@ -90,6 +92,7 @@ var (
 		"NO_JOB":        15,
 		"TOO_MANY_KEYS": 16,
 		"DAMAGED":       17,
+		"CLOCK":         18,
 	}
 )
 
@@ -4114,7 +4117,7 @@ const file_keys_proto_rawDesc = "" +
 	"\x0ewitnessed_size\x18\x02 \x01(\x03R\rwitnessedSize\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data*\x8c\x02\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data*\x97\x02\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x0f\n" +
 	"\vUNAVAILABLE\x10\x01\x12\n" +
@@ -4139,7 +4142,8 @@ const file_keys_proto_rawDesc = "" +
 	"\n" +
 	"\x06NO_JOB\x10\x0f\x12\x11\n" +
 	"\rTOO_MANY_KEYS\x10\x10\x12\v\n" +
-	"\aDAMAGED\x10\x112\xe9\n" +
+	"\aDAMAGED\x10\x11\x12\t\n" +
+	"\x05CLOCK\x10\x122\xe9\n" +
 	"\n" +
 	"\aSidecar\x12I\n" +
 	"\x06Status\x12\x1e.pdvault.keys.v1.StatusRequest\x1a\x1f.pdvault.keys.v1.StatusResponse\x12C\n" +

@@ -85,6 +85,8 @@ func whyOfCode(code keyspb.Code) string {
 		return "proof-refused"
 	case keyspb.Code_REPLAYED:
 		return whyServed
+	case keyspb.Code_CLOCK:
+		return "clock"
 	case keyspb.Code_INVALID:
 		return whyMessage
 	case keyspb.Code_KEY_EXISTS:
@@ -116,7 +118,7 @@ func failure(code keyspb.Code, why string) error {
 		class = codes.DataLoss
 	case keyspb.Code_INVALID:
 		class = codes.InvalidArgument
-	case keyspb.Code_PROOF_REFUSED, keyspb.Code_REPLAYED:
+	case keyspb.Code_PROOF_REFUSED, keyspb.Code_REPLAYED, keyspb.Code_CLOCK:
 		class = codes.PermissionDenied
 	case keyspb.Code_BUDGET:
 		class = codes.ResourceExhausted

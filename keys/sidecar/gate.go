@@ -117,6 +117,8 @@ func (s *Server) admit(now time.Time, cp verify.Checkpoint, item *keyspb.OpenIte
 		Now: now, Sidecar: s.id, SubjectRef: q.Ref, Collection: q.Collection, Fields: fields, Compare: compare,
 	}.Check(entry)
 	switch {
+	case errors.Is(err, verify.ErrTooOld), errors.Is(err, verify.ErrFromFuture):
+		return q, refuse(keys.ErrClock, verify.RefusalCode(err))
 	case err != nil && verify.RefusalCode(err) != "":
 		return q, refuse(keys.ErrProofRefused, verify.RefusalCode(err))
 	case err != nil:
@@ -125,7 +127,7 @@ func (s *Server) admit(now time.Time, cp verify.Checkpoint, item *keyspb.OpenIte
 		return q, refuse(keys.ErrProofRefused, whySubject)
 	}
 	if t, err := time.Parse(verify.TimeLayout, entry.Time); err != nil || t.Sub(now) > maxFuture {
-		return q, refuse(keys.ErrProofRefused, whyFuture)
+		return q, refuse(keys.ErrClock, whyFuture)
 	}
 	if err := s.afford(now, entry, q.Ref); err != nil {
 		return q, err

@@ -108,9 +108,9 @@ func TestAClientThatSkipsTheRecordGetsNoPlaintext(t *testing.T) {
 		{name: "changed checkpoint", code: refused, why: "checkpoint", ask: func(r *keyspb.OpenRequest) {
 			r.Checkpoint = bytes.Replace(r.Checkpoint, []byte("\n4\n"), []byte("\n5\n"), 1)
 		}},
-		{name: "old record", code: refused, why: "too-old", clock: verify.MaxAccessAge + time.Second},
-		{name: "record from the future", code: refused, why: "from-future", clock: -3 * time.Second},
-		{name: "record from the far future", code: refused, why: "from-future", clock: -time.Hour},
+		{name: "old record", code: keyspb.Code_CLOCK, why: "too-old", clock: verify.MaxAccessAge + time.Second},
+		{name: "record from the future", code: keyspb.Code_CLOCK, why: "from-future", clock: -3 * time.Second},
+		{name: "record from the far future", code: keyspb.Code_CLOCK, why: "from-future", clock: -time.Hour},
 		{name: "denied", code: refused, why: "not-allowed", entry: func(e *verify.Entry) { e.Decision, e.Reason = verify.Deny, "consent-missing" }},
 		{name: "no decision", code: refused, why: "not-allowed", entry: func(e *verify.Entry) { e.Decision = "" }},
 		{name: "access.failed", code: refused, why: "not-access", entry: func(e *verify.Entry) { e.Kind, e.Of = verify.KindAccessFailed, new(int64) }},

@@ -59,7 +59,7 @@ func (g *Gauges) write(b *bytes.Buffer) {
 
 // kekStates are the states that a KEK is said to be in.
 var kekStates = []keyspb.Code{
-	keyspb.Code_OK, keyspb.Code_UNAVAILABLE, keyspb.Code_SEALED, keyspb.Code_FORBIDDEN, keyspb.Code_KEK_MISSING, keyspb.Code_KEK_RETIRED,
+	keyspb.Code_OK, keyspb.Code_UNAVAILABLE, keyspb.Code_DAMAGED, keyspb.Code_SEALED, keyspb.Code_FORBIDDEN, keyspb.Code_KEK_MISSING, keyspb.Code_KEK_RETIRED,
 }
 
 func kekState(code keyspb.Code) keyspb.Code {

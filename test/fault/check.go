@@ -54,6 +54,9 @@ func problem(body []byte) string {
 // readyWithin is how long a recovery may take on a machine that does other things as well.
 const readyWithin = 60 * time.Second
 
+// damagedWithin is the same where an instance may never become ready, since it has met damage.
+const damagedWithin = 15 * time.Second
+
 // Check starts what does not run and checks every invariant against what the load remembers, which must have been
 // stopped. What was left open by requests without an answer is found out and known from then on.
 func (l *Load) Check(ctx context.Context, allow Allow) (v Verdict) {
@@ -78,8 +81,14 @@ func (l *Load) Check(ctx context.Context, allow Allow) (v Verdict) {
 		}
 		return v
 	}
-	if err := l.w.Ready(ctx, readyWithin); err != nil {
-		v.broken("%v", err)
+	within := readyWithin
+	if allow.Damage {
+		within = damagedWithin
+	}
+	if err := l.w.Ready(ctx, within); err != nil {
+		if v.Integrity++; !allow.Damage || !l.w.toldDamage() {
+			v.broken("%v", err)
+		}
 		return v
 	}
 	l.settle(ctx, &v)

@@ -18,6 +18,7 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
+	Shim()
 	flag.Parse()
 	if testing.Short() {
 		fmt.Println("fault: skipped with -short: it builds and breaks the programs")
@@ -95,6 +96,12 @@ func TestKillingEitherProgramLosesNothingThatWasAcknowledged(t *testing.T) {
 func TestAProgramWithoutMemoryLosesNothingThatWasAcknowledged(t *testing.T) {
 	t.Parallel() // most of the time programs that start are waited for
 	r, err := Starve(t.Context(), trial(t, 2))
+	held(t, r, err)
+}
+
+func TestAClockThatIsSetLosesNothingThatWasAcknowledged(t *testing.T) {
+	t.Parallel() // most of the time programs that start are waited for
+	r, err := Clocks(t.Context(), trial(t, 5))
 	held(t, r, err)
 }
 

@@ -199,6 +199,17 @@ func (w *World) Crashes() []string {
 	return found
 }
 
+// toldDamage reports whether a program that runs has told in its log that stored data is damaged.
+func (w *World) toldDamage() bool {
+	for _, program := range []string{"pdvault", "pdkeys"} {
+		b, _ := os.ReadFile(w.Path(program + ".log")) // it may not have run yet
+		if strings.Contains(string(b), "a read met damage: restore") {
+			return true
+		}
+	}
+	return false
+}
+
 func running(p *stack.Process) bool {
 	if p == nil {
 		return false

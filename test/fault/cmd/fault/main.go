@@ -30,6 +30,7 @@ type harness struct {
 }
 
 func main() {
+	fault.Shim()
 	if code, done := fault.Isolate(); done {
 		os.Exit(code)
 	}
@@ -38,6 +39,7 @@ func main() {
 	dying := flag.Int("dying", 0, "how often a disk dies under programs that go on")
 	flips := flag.Int("flips", 0, "how many bits are flipped while the programs do not run")
 	running := flag.Int("running-flips", 0, "how many bits are flipped while the programs run")
+	clocks := flag.Int("clocks", 0, "how often the clock is stepped")
 	losses := flag.Int("losses", 0, "how many files are removed, cut or made older, at most")
 	fills := flag.Int("fills", 0, "how often a disk is filled")
 	hangs := flag.Int("hangs", 0, "how often a program hangs, is slow, loses its socket or its descriptors")
@@ -64,6 +66,7 @@ func main() {
 		{"n-th call fails", sweeps, fault.StraceMissing, fault.Sweep, fault.ControlSweep},
 		{"full disk", *fills, disks, fault.Fills, fault.ControlCheckers},
 		{"hang, descriptors", *hangs, none, fault.Hangs, fault.ControlCheckers},
+		{"clock step", *clocks, none, fault.Clocks, fault.ControlCheckers},
 		{"no memory", *starves, none, fault.Starve, fault.ControlCheckers},
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
