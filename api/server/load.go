@@ -97,7 +97,7 @@ func (l *load) refuse(ctx context.Context, limit string) error {
 	l.metrics.shed.WithLabelValues(limit).Inc()
 	// A line for each would be work that overload makes more of.
 	now, last := time.Now().Unix(), l.said.Load()
-	if now-last >= 10 && l.said.CompareAndSwap(last, now) {
+	if (now-last >= 10 || now < last) && l.said.CompareAndSwap(last, now) {
 		l.log.LogAttrs(ctx, slog.LevelWarn, "requests are refused: more are under way than the server works on", slog.String("limit", limit))
 	}
 	return errBusy

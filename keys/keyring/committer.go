@@ -123,9 +123,9 @@ func (c *committer) commit(group []*change) {
 		}
 		err = c.update(kv.UseReserve(context.Background()), group)
 	}
-	if isOf(err, kv.ErrIntegrity) && len(group) > 1 { // the others may not need what is damaged
+	if isOf(err, keys.ErrDamaged) && len(group) > 1 { // the others may not need what is damaged
 		for _, ch := range group {
-			ch.err = c.update(context.Background(), []*change{ch})
+			c.commit([]*change{ch})
 		}
 		return
 	}

@@ -42,8 +42,8 @@ func (k *Keyring) NextEpoch(ctx context.Context) (due time.Time, interval time.D
 	if err != nil {
 		return time.Time{}, 0, err
 	}
-	if last.IsZero() {
-		last = k.cfg.Now()
+	if now := k.cfg.Now(); last.IsZero() || last.After(now) {
+		last = now
 	}
 	return last.Add(k.cfg.EpochInterval).UTC(), k.cfg.EpochInterval, nil
 }

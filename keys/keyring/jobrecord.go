@@ -205,7 +205,7 @@ func (k *Keyring) makeWay(have []jobRecord, rec *jobRecord) (given []jobRecord, 
 		if r.State != JobRunning || atOnce(r.Scope) || atOnce(rec.Scope) {
 			continue
 		}
-		if ours(r.Scope) || now.Sub(time.UnixMilli(r.Updated)) < abandoned {
+		if ours(r.Scope) || now.Sub(time.UnixMilli(r.Updated)).Abs() < abandoned {
 			return nil, fmt.Errorf("scope %s: %w", r.Scope, keys.ErrJobRunning)
 		}
 		r.end(now, "abandoned")

@@ -185,7 +185,7 @@ func (s *Server) epochPlan(ctx context.Context) (p epochPlan, err error) {
 }
 
 // deadBy is when the epoch is due that kills every older copy of a bundle which the KEK has wrapped at version.
-// It errs on the late side: an epoch that is overdue, one under way that this bundle has passed already, and one that
+// It errs on the late side, and is never more than an interval ahead: an epoch that is overdue, one under way that this bundle has passed already, and one that
 // ended since next was read, are followed by another.
 func (p epochPlan) deadBy(now time.Time, version uint64) int64 {
 	if p.next.IsZero() {
@@ -193,7 +193,11 @@ func (p epochPlan) deadBy(now time.Time, version uint64) int64 {
 	}
 	due := p.next
 	for _, j := range p.jobs {
-		if next := j.Finished.Add(p.interval); j.Scope == keyring.ScopeKEK && j.State == keyring.JobDone && next.After(due) {
+		ended := j.Finished
+		if ended.After(now) {
+			ended = now // the clock was ahead
+		}
+		if next := ended.Add(p.interval); j.Scope == keyring.ScopeKEK && j.State == keyring.JobDone && next.After(due) {
 			due = next
 		}
 	}

@@ -54,8 +54,8 @@ func problem(body []byte) string {
 // readyWithin is how long a recovery may take on a machine that does other things as well.
 const readyWithin = 60 * time.Second
 
-// damagedWithin is the same where an instance may never become ready, since it has met damage.
-const damagedWithin = 15 * time.Second
+// givenUpAfter is how long an instance is waited for that has told why it cannot become ready.
+const givenUpAfter = 5 * time.Second
 
 // Check starts what does not run and checks every invariant against what the load remembers, which must have been
 // stopped. What was left open by requests without an answer is found out and known from then on.
@@ -81,14 +81,19 @@ func (l *Load) Check(ctx context.Context, allow Allow) (v Verdict) {
 		}
 		return v
 	}
-	within := readyWithin
-	if allow.Damage {
-		within = damagedWithin
-	}
-	if err := l.w.Ready(ctx, within); err != nil {
-		if v.Integrity++; !allow.Damage || !l.w.toldDamage() {
+	if err := l.w.Ready(ctx, readyWithin, func() bool { return allow.Damage && l.w.toldDamage() }); err != nil {
+		if !errors.Is(err, errGivenUp) {
 			v.broken("%v", err)
+			return v
 		}
+		// It says that it is damaged, and must still answer nothing that is wrong.
+		v.Integrity++
+		for _, w := range l.workers {
+			for _, p := range w.people {
+				w.read(ctx, p)
+			}
+		}
+		v.Broken = append(v.Broken, l.takeWrong()...)
 		return v
 	}
 	l.settle(ctx, &v)

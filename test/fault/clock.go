@@ -4,6 +4,7 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,11 +26,15 @@ import (
 // Clock is what programs see as the wall clock. The machine's own must not be stepped, and only a program's monotonic clock
 // can have a namespace. So the kernel hands each of their calls for the wall clock to this process, which answers it with the
 // time of its choice (seccomp_unotify(2)). Programs in Go ask the kernel only when they have no vDSO; theirs is taken away
-// once they run.
+// while they start.
 type Clock struct {
 	offset atomic.Int64 // nanoseconds
 	ln     *net.UnixListener
 	wg     sync.WaitGroup // programs that are answered, and whoever waits for the next
+
+	mu     sync.Mutex  // guards the rest
+	asked  map[int]int // how often, by process
+	failed error
 }
 
 // clockShim is the first argument of this program when it is to become another one with a [Clock].
@@ -40,7 +46,7 @@ func NewClock(socket string) (*Clock, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Clock{ln: ln}
+	c := &Clock{ln: ln, asked: map[int]int{}}
 	c.wg.Go(func() {
 		for {
 			conn, err := ln.AcceptUnix()
@@ -53,11 +59,24 @@ func NewClock(socket string) (*Clock, error) {
 	return c, nil
 }
 
-// Close is called when the programs have ended.
+// Close is called when the programs have ended. It tells whether one of them did not get the time it should.
 func (c *Clock) Close() error {
 	err := c.ln.Close()
 	c.wg.Wait()
-	return err
+	return errors.Join(err, c.failed)
+}
+
+func (c *Clock) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failed = errors.Join(c.failed, err)
+}
+
+// Asked is how often a process has asked for the time.
+func (c *Clock) Asked(pid int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.asked[pid]
 }
 
 // Set makes the clock wrong by d.
@@ -94,6 +113,7 @@ func becomeClocked(socket string, line []string) error {
 	const number, firstArgument = 0, 16 // where they stand in what a filter sees
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: startingCall, Jt: 3},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_CLOCK_GETTIME, Jf: 3},
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: firstArgument},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.CLOCK_REALTIME, Jf: 1},
@@ -111,6 +131,9 @@ func becomeClocked(socket string, line []string) error {
 	}
 	return syscall.Exec(line[0], line, os.Environ())
 }
+
+// startingCall is one that the runtime of Go makes once, when it has looked for the vDSO and runs on one thread.
+const startingCall = unix.SYS_SCHED_GETAFFINITY
 
 // serve answers one program until it has ended.
 func (c *Clock) serve(conn *net.UnixConn) {
@@ -130,14 +153,13 @@ func (c *Clock) serve(conn *net.UnixConn) {
 	}
 	defer unix.Close(fds[0])
 	pid := int(binary.NativeEndian.Uint64(body))
-	c.wg.Go(func() { takeVDSO(pid) })
 	for {
 		poll := []unix.PollFd{{Fd: int32(fds[0]), Events: unix.POLLIN}}
 		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) || poll[0].Revents&unix.POLLHUP != 0 {
 			return
 		}
 		if poll[0].Revents&unix.POLLIN != 0 {
-			c.answer(fds[0])
+			c.answer(fds[0], pid)
 		}
 	}
 }
@@ -162,48 +184,56 @@ type reply struct {
 const (
 	receiveCall = 0xc0502100 // SECCOMP_IOCTL_NOTIF_RECV
 	sendReply   = 0xc0182101 // SECCOMP_IOCTL_NOTIF_SEND
+	stillWaits  = 0x40082102 // SECCOMP_IOCTL_NOTIF_ID_VALID
+	letItPass   = 1          // SECCOMP_USER_NOTIF_FLAG_CONTINUE
 )
 
-func (c *Clock) answer(fd int) {
+func (c *Clock) answer(fd, pid int) {
 	var asked call
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), receiveCall, uintptr(unsafe.Pointer(&asked))); errno != 0 {
 		return // the thread has gone
 	}
-	now := unix.NsecToTimespec(c.Now().UnixNano())
-	raw := unsafe.Slice((*byte)(unsafe.Pointer(&now)), unsafe.Sizeof(now))
 	answer := reply{id: asked.id}
-	local := unix.Iovec{Base: &raw[0], Len: uint64(len(raw))}
-	if _, err := unix.ProcessVMWritev(int(asked.tid), []unix.Iovec{local}, []unix.RemoteIovec{{Base: uintptr(asked.args[1]), Len: len(raw)}}, 0); err != nil {
-		answer.err = -int32(unix.EFAULT)
+	if asked.number == startingCall {
+		if err := takeVDSO(pid); err != nil {
+			c.fail(fmt.Errorf("taking the vDSO from a program: %w", err))
+		}
+		answer.flags = letItPass
+	} else {
+		now := unix.NsecToTimespec(c.Now().UnixNano())
+		raw := unsafe.Slice((*byte)(unsafe.Pointer(&now)), unsafe.Sizeof(now))
+		local := unix.Iovec{Base: &raw[0], Len: uint64(len(raw))}
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), stillWaits, uintptr(unsafe.Pointer(&asked.id))); errno != 0 {
+			return // the thread has gone, and another may have its number
+		}
+		if _, err := unix.ProcessVMWritev(int(asked.tid), []unix.Iovec{local}, []unix.RemoteIovec{{Base: uintptr(asked.args[1]), Len: len(raw)}}, 0); err == nil {
+			c.mu.Lock()
+			c.asked[pid]++
+			c.mu.Unlock()
+		} else {
+			answer.err = -int32(unix.EFAULT)
+			if !errors.Is(err, unix.ESRCH) {
+				c.fail(fmt.Errorf("answering a program: %w", err))
+			}
+		}
 	}
 	// It fails where the thread has gone.
 	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), sendReply, uintptr(unsafe.Pointer(&answer)))
 }
 
 // takeVDSO makes a program in Go ask the kernel for the time: it forgets where else it could.
-func takeVDSO(pid int) {
-	self, err := os.Readlink("/proc/self/exe")
+func takeVDSO(pid int) error {
+	at, err := symbol(fmt.Sprintf("/proc/%d/exe", pid), "runtime.vdsoClockgettimeSym")
 	if err != nil {
-		return
+		return err
 	}
-	for range 2000 { // until it has become what it is to be, and has started
-		time.Sleep(time.Millisecond)
-		path := fmt.Sprintf("/proc/%d/exe", pid)
-		exe, err := os.Readlink(path)
-		if err != nil {
-			return
-		}
-		if exe == self {
-			continue
-		}
-		at, err := symbol(path, "runtime.vdsoClockgettimeSym")
-		if err != nil {
-			return
-		}
-		if forget(pid, at) {
-			return
-		}
+	mem, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_WRONLY, 0)
+	if err != nil {
+		return err
 	}
+	defer mem.Close()
+	_, err = mem.WriteAt(make([]byte, 8), int64(at))
+	return err
 }
 
 func symbol(path, name string) (uint64, error) {
@@ -224,26 +254,14 @@ func symbol(path, name string) (uint64, error) {
 	return 0, errors.New("no such symbol")
 }
 
-// forget clears a word of a program, once it is set.
-func forget(pid int, at uint64) bool {
-	mem, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
-	if err != nil {
-		return true
-	}
-	defer mem.Close()
-	word := make([]byte, 8)
-	if _, err := mem.ReadAt(word, int64(at)); err != nil || binary.NativeEndian.Uint64(word) == 0 {
-		return false
-	}
-	_, err = mem.WriteAt(make([]byte, 8), int64(at))
-	return err == nil
+// steps are how wrong the clock becomes: what a machine without a battery, a bad time server, or a virtual machine that was
+// asleep would do.
+var steps = []time.Duration{
+	0, time.Second, -time.Second, time.Minute, -time.Minute, time.Hour, -time.Hour, 25 * time.Hour, -25 * time.Hour, dueStep,
 }
 
-// steps are how wrong the clock becomes: what a machine without a battery, a bad time server, or a virtual machine that was
-// asleep would do. An epoch falls due in the longest.
-var steps = []time.Duration{
-	0, time.Second, -time.Second, time.Minute, -time.Minute, time.Hour, -time.Hour, 25 * time.Hour, -25 * time.Hour, 8 * 24 * time.Hour,
-}
+// dueStep is one after which an epoch is due: they come once a week.
+const dueStep = 9 * 24 * time.Hour
 
 // Clocks steps the wall clock of both programs under load, forwards and back. While it is behind the log, reads may be refused
 // for that; nothing may be lost or be taken for damage. Once it is right, everything must be served.
@@ -278,12 +296,19 @@ func Clocks(ctx context.Context, t Trial) (r Result, err error) {
 		time.Sleep(pause(rng))
 		step := steps[rng.IntN(len(steps))]
 		c.Set(step)
-		err := w.shows(ctx, c)
+		err := w.goesBy(ctx, c)
 		time.Sleep(pause(rng))
 		stop()
-		restart := rng.IntN(4) == 0
-		if restart && err == nil {
-			err = errors.Join(w.StopBoth(), w.Start(ctx)) // with the clock that is wrong
+		due := step == dueStep && latest < step
+		restart := due || rng.IntN(4) == 0
+		if restart && err == nil { // with the clock that is wrong
+			err = errors.Join(w.StopBoth(), w.Start(ctx))
+			if err == nil {
+				err = w.goesBy(ctx, c)
+			}
+		}
+		if due && err == nil {
+			err = l.epochComes(ctx)
 		}
 		latest = max(latest, step)
 		c.Set(latest)
@@ -291,22 +316,41 @@ func Clocks(ctx context.Context, t Trial) (r Result, err error) {
 	})
 }
 
-// shows makes sure that pdvault goes by the clock.
-func (w *World) shows(ctx context.Context, c *Clock) error {
+// goesBy makes sure that both programs go by the clock.
+func (w *World) goesBy(ctx context.Context, c *Clock) error {
+	keys, vault := c.Asked(w.Keys.PID()), c.Asked(w.Vault.PID())
 	var last string
-	for range 100 {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, w.URL+"/livez", nil)
+	for range 200 {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, w.URL+"/readyz", nil)
 		if err != nil {
 			return err
 		}
 		if a, err := w.HTTP.Do(r); err == nil {
 			_ = a.Body.Close()
 			last = a.Header.Get("Date")
-			if at, err := http.ParseTime(last); err == nil && at.Sub(c.Now()).Abs() < 3*time.Second {
+			at, err := http.ParseTime(last)
+			if err == nil && at.Sub(c.Now()).Abs() < 3*time.Second && c.Asked(w.Keys.PID()) > keys && c.Asked(w.Vault.PID()) > vault {
 				return nil
 			}
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	return fmt.Errorf("pdvault does not go by the clock that it was given: it says %s", last)
+	return fmt.Errorf("the programs do not go by the clock that they were given: pdvault says %s, pdkeys has asked %d times, pdvault %d times",
+		last, c.Asked(w.Keys.PID())-keys, c.Asked(w.Vault.PID())-vault)
+}
+
+// epochComes waits for an epoch that nobody asked for.
+func (l *Load) epochComes(ctx context.Context) error {
+	type rotation struct{ By string }
+	var last []byte
+	for end := time.Now().Add(readyWithin); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		a := l.ask(ctx, "security", "GET", "/v1/keys/rotations", "")
+		var list struct{ Rotations []rotation }
+		last = a.Body
+		if a.Status == http.StatusOK && json.Unmarshal(a.Body, &list) == nil &&
+			slices.ContainsFunc(list.Rotations, func(r rotation) bool { return r.By == "schedule" }) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no epoch comes though one is due: %s", tail(string(last)))
 }

@@ -124,7 +124,7 @@ func (f fixture) tryRunning(ctx context.Context, t Trial, rng *rand.Rand, damage
 	if err := w.Start(ctx); err != nil {
 		return v, err
 	}
-	if err := w.Ready(ctx, readyWithin); err != nil {
+	if err := w.Ready(ctx, readyWithin, never); err != nil {
 		return v, err
 	}
 	stop := l.Run(ctx, Beside{Epochs: rng.IntN(4) == 0, Backups: rng.IntN(4) == 0})
@@ -152,6 +152,8 @@ func (f fixture) tryRunning(ctx context.Context, t Trial, rng *rand.Rand, damage
 	again.Integrity += v.Integrity
 	return again, nil
 }
+
+func never() bool { return false }
 
 // onlyEngineCrashes breaks the verdict for crashes that are not the storage engine's own.
 func (v *Verdict) onlyEngineCrashes() {

@@ -22,7 +22,7 @@ type Load struct {
 
 	requests, acknowledged atomic.Int64
 	doubt                  atomic.Bool // whatever is answered now is taken for no answer
-	sound                  atomic.Bool // nothing is damaged: an integrity error is wrong
+	sound                  atomic.Bool // nothing is damaged or fails: an integrity error or an internal one is wrong
 
 	mu     sync.Mutex // guards the rest
 	served []int64    // records of reads that were served, since the last check
@@ -172,8 +172,8 @@ func (l *Load) ask(ctx context.Context, caller, method, path, body string, heade
 	if a.Status < 300 {
 		l.acknowledged.Add(1)
 	}
-	if l.sound.Load() && problem(a.Body) == integrityProblem {
-		l.fail("%s %s is an integrity error, and nothing was damaged", method, path)
+	if l.sound.Load() && a.Status == http.StatusInternalServerError {
+		l.fail("%s %s is %s, and nothing was damaged", method, path, problem(a.Body))
 	}
 	return a
 }

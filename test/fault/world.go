@@ -222,9 +222,13 @@ func running(p *stack.Process) bool {
 	}
 }
 
-// Ready waits until the instance says that it is ready, for most at longest.
-func (w *World) Ready(ctx context.Context, most time.Duration) error {
+var errGivenUp = errors.New("the instance says why it is not ready")
+
+// Ready waits until the instance says that it is ready, for most at longest; where hopeless says so, it gives up earlier, with
+// errGivenUp.
+func (w *World) Ready(ctx context.Context, most time.Duration, hopeless func() bool) error {
 	var last string
+	begun := time.Now()
 	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		a, err := w.Do(ctx, "", "GET", "/readyz", nil)
 		if err == nil && a.Status == http.StatusOK {
@@ -235,6 +239,9 @@ func (w *World) Ready(ctx context.Context, most time.Duration) error {
 		}
 		if !running(w.Vault) || ctx.Err() != nil {
 			break
+		}
+		if time.Since(begun) > givenUpAfter && hopeless() {
+			return errGivenUp
 		}
 	}
 	return fmt.Errorf("the instance is not ready after %v: %s", most, last)

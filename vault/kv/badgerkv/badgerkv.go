@@ -190,7 +190,7 @@ func (s *Store) enter() error {
 func (s *Store) tell(err error) {
 	s.damage.Add(1)
 	last, now := s.told.Load(), time.Now().UnixNano()
-	if now-last >= int64(remindInterval) && s.told.CompareAndSwap(last, now) {
+	if since := time.Duration(now - last); since.Abs() >= remindInterval && s.told.CompareAndSwap(last, now) {
 		s.log.Error("a read met damage: restore the store from a backup", "error", err)
 	}
 }
