@@ -329,7 +329,7 @@ func (c *compactions) done(id int) {
 		}
 		c.mu.Unlock() // it reads all of it
 		defer c.mu.Lock()
-		return c.verifier.audit(ids)
+		return audit(c.dir, ids)
 	})
 	ok = ok && c.insist("a compaction cannot be checked", func() error {
 		x := c.under.Load()

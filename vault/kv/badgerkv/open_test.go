@@ -196,25 +196,11 @@ func TestOpenRefusesForeignData(t *testing.T) {
 func TestEachFlippedByteOfATableIsNoticed(t *testing.T) {
 	o, _ := closedStore(t)
 	for _, path := range tables(t, o.Dir) {
-		whole := mustRead(t, path)
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		for at, b := range whole {
-			for _, bit := range []byte{1 << (at % 8), 0x80} { // the high bit makes numbers negative
-				if _, err := f.WriteAt([]byte{b ^ bit}, int64(at)); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := checkTable(path); err == nil {
-					t.Errorf("bit %#02x of byte %d of %d of %s is not noticed", bit, at, len(whole), filepath.Base(path))
-				}
+		eachFlip(t, path, func(at int, bit byte) {
+			if _, err := checkTable(path); err == nil {
+				t.Errorf("bit %#02x of byte %d of %s is not noticed", bit, at, filepath.Base(path))
 			}
-			if _, err := f.WriteAt([]byte{b}, int64(at)); err != nil {
-				t.Fatal(err)
-			}
-		}
+		})
 		if _, err := checkTable(path); err != nil {
 			t.Errorf("as it was: %v", err)
 		}
@@ -363,12 +349,40 @@ func TestEngineOptions(t *testing.T) {
 
 func flip(t testing.TB, path string, offset int) {
 	t.Helper()
-	data := mustRead(t, path)
 	if offset < 0 {
-		offset += len(data)
+		offset += len(mustRead(t, path))
 	}
-	data[offset] ^= 0x10
-	mustWrite(t, path, data)
+	flipBit(t, path, offset, 0x10)
+}
+
+// flipBit flips a bit of one byte of a file, in place.
+func flipBit(t testing.TB, path string, at int, bit byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, int64(at)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{b[0] ^ bit}, int64(at)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eachFlip calls fn with two bits of each byte of a file flipped, one after the other: one of eight in turn, and the high one,
+// which makes numbers negative.
+func eachFlip(t *testing.T, path string, fn func(at int, bit byte)) {
+	t.Helper()
+	for at := range mustRead(t, path) {
+		for _, bit := range []byte{1 << (at % 8), 0x80} {
+			flipBit(t, path, at, bit)
+			fn(at, bit)
+			flipBit(t, path, at, bit)
+		}
+	}
 }
 
 func truncate(t testing.TB, path string, less int64) {

@@ -28,7 +28,6 @@ var errTable = errors.New("a table is not what was written")
 // A table is blocks, then the index (a flatbuffer, see fb.TableIndex), its length, its checksum, and the length of that. A
 // key ends in the number of its commit, subtracted from the greatest there is. Lengths have four bytes, big endian.
 type sst struct {
-	id                uint64
 	data              []byte // the mapped file; it may be cut off by the engine, and then a read faults
 	index             *fb.TableIndex
 	filter            y.Filter // of keys without their numbers
@@ -56,7 +55,7 @@ func openSST(dir string, id uint64) (*sst, error) {
 	if err != nil {
 		return nil, fmt.Errorf("badgerkv: mapping %s: %w", name, err)
 	}
-	t := &sst{id: id, data: data}
+	t := &sst{data: data}
 	// Who still reads an older set of tables holds on to this one.
 	runtime.AddCleanup(t, func(data []byte) { _ = unix.Munmap(data) }, data)
 	if err := t.readIndex(); err != nil {

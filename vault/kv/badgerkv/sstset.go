@@ -45,9 +45,6 @@ func (s *sstSet) from(level int, key []byte) []*sst {
 // contradicts returns what the tables hold under key, up to the commit whose number it ends in, if an answer of the engine
 // cannot be right beside that.
 func (s *sstSet) contradicts(c *cursor, key []byte, theirs written) (mine written, yes bool, err error) {
-	if s.damaged {
-		return mine, false, errTable
-	}
 	err = shielded(func() (err error) {
 		// Where an answer is in a table, as it is, only what is newer than it could stand against it. But its version may be
 		// what is damaged.

@@ -172,7 +172,11 @@ func planUndo(o Options, isClean bool) (*undo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; nothing was touched; restore the directory from a backup", err)
 	}
-	if err := u.checkInput(o.Dir, s); err != nil {
+	held, gone, err := u.input(o.Dir, s)
+	if err != nil {
+		return nil, err
+	}
+	if err := audit(o.Dir, held); err != nil { // what is gone was verified before
 		return nil, err
 	}
 	v, _ := u.judge(s)
@@ -185,9 +189,7 @@ func planUndo(o Options, isClean bool) (*undo, error) {
 		}
 		// The record goes when the input was found to be right, and the input after it. What has been read of it may have been
 		// damaged, though it is right now.
-		if held, err := u.inputHeld(o.Dir, s); err != nil {
-			return nil, err
-		} else if held && !u.Closing { // then the logs that would be needed may be gone
+		if len(held) > 0 && gone == 0 && !u.Closing { // then the logs that would be needed may be gone
 			v = short
 		}
 	}
@@ -208,8 +210,8 @@ func planUndo(o Options, isClean bool) (*undo, error) {
 	return plan, nil
 }
 
-// input are the tables that compactions have read, as far as they are still there.
-func (u unfinished) input(dir string, s since) (ids []uint64, gone int, err error) {
+// input are the tables that compactions have read and that are still there, and how many are not.
+func (u unfinished) input(dir string, s since) (held []uint64, gone int, err error) {
 	for id := range u.Tables {
 		if _, ok := s.tables[id]; ok {
 			continue
@@ -219,27 +221,12 @@ func (u unfinished) input(dir string, s since) (ids []uint64, gone int, err erro
 		case err != nil:
 			return nil, 0, err
 		case size > 0:
-			ids = append(ids, id)
+			held = append(held, id)
 		default:
 			gone++
 		}
 	}
-	return ids, gone, nil
-}
-
-// inputHeld reports whether nothing that compactions have read is gone yet.
-func (u unfinished) inputHeld(dir string, s since) (bool, error) {
-	ids, gone, err := u.input(dir, s)
-	return len(ids) > 0 && gone == 0, err
-}
-
-// checkInput verifies what compactions have read. What is gone was verified before.
-func (u unfinished) checkInput(dir string, s since) error {
-	ids, _, err := u.input(dir, s)
-	if err != nil {
-		return err
-	}
-	return newVerifier(dir, nil).audit(ids)
+	return held, gone, nil
 }
 
 // since tells what has become of the MANIFEST since the compaction began.

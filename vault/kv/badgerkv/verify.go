@@ -102,8 +102,8 @@ func (v *verifier) open(list map[uint64]listed) (damaged bool, err error) {
 	opens.SetLimit(runtime.GOMAXPROCS(0))
 	for n, id := range missing {
 		opens.Go(func() (err error) {
-			if tables[n], err = v.openOne(id); err != nil && isDamage(err) {
-				tables[n], err = &sst{id: id, damaged: true}, nil
+			if tables[n], err = openShielded(v.dir, id); err != nil && isDamage(err) {
+				tables[n], err = &sst{damaged: true}, nil
 			}
 			return err
 		})
@@ -117,25 +117,26 @@ func (v *verifier) open(list map[uint64]listed) (damaged bool, err error) {
 	return damaged, err
 }
 
-func (v *verifier) openOne(id uint64) (t *sst, err error) {
-	err = shielded(func() (err error) { t, err = openSST(v.dir, id); return err })
+func openShielded(dir string, id uint64) (t *sst, err error) {
+	err = shielded(func() (err error) { t, err = openSST(dir, id); return err })
 	return t, err
 }
 
 // isDamage reports whether an error tells of a table, and not of the machine.
 func isDamage(err error) bool { return errors.Is(err, errTable) || errors.Is(err, fs.ErrNotExist) }
 
-// audit verifies tables as a whole, their indexes included. Damage is a kv.ErrIntegrity, which any other error is not.
-func (v *verifier) audit(ids []uint64) error {
+// audit verifies tables that a compaction has read, as a whole, their indexes included. Damage is a kv.ErrIntegrity, which any
+// other error is not.
+func audit(dir string, ids []uint64) error {
 	for _, id := range ids {
-		t, err := v.openOne(id)
+		t, err := openShielded(dir, id)
 		if err == nil {
 			err = shielded(t.verify)
 		}
 		switch {
 		case err == nil:
 		case isDamage(err):
-			return fmt.Errorf("badgerkv: table %s, which a compaction has read, is damaged (%w); nothing was touched; "+
+			return fmt.Errorf("badgerkv: table %s, which a compaction has read, is damaged (%w); "+
 				"restore the directory from a backup: %w", table.IDToFilename(id), err, kv.ErrIntegrity)
 		default:
 			return err
@@ -177,7 +178,10 @@ func (r *reader) confirm(key []byte, theirs written) error {
 func (r *reader) compare(fn func(*sstSet) error) error {
 	v := r.store.verifier
 	for set := v.set.Load(); ; {
-		err := fn(set)
+		err := errTable
+		if !set.damaged {
+			err = fn(set)
+		}
 		runtime.KeepAlive(set)
 		if err == nil {
 			return nil
@@ -223,9 +227,6 @@ func (r *reader) reconsider(key []byte, theirs, mine written) error {
 func (r *reader) confirmScan(lo, hi []byte, pairs []kv.Pair, versions []uint64) error {
 	var failed error
 	err := r.compare(func(set *sstSet) error {
-		if set.damaged {
-			return errTable
-		}
 		return shielded(func() error {
 			return set.doubts(lo, hi, r.txn.ReadTs(), pairs, versions, func(key []byte, theirs written) bool {
 				failed = r.confirm(key, theirs)

@@ -139,33 +139,19 @@ func flipFrom(t *testing.T, from int) {
 	}
 	n := 0
 	for _, path := range paths {
-		whole := mustRead(t, path)
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		for at, b := range whole {
-			for _, bit := range []byte{1 << (at % 8), 0x80} {
-				if n++; n <= from {
-					continue
-				}
-				fmt.Println("flipping", n)
-				if _, err := f.WriteAt([]byte{b ^ bit}, int64(at)); err != nil {
-					t.Fatal(err)
-				}
-				refused, err := answers(s, there)
-				if err != nil {
-					t.Errorf("bit %#02x of byte %d of %d of %s: %v", bit, at, len(whole), filepath.Base(path), err)
-				}
-				if refused > 0 {
-					fmt.Println("noticed")
-				}
+		eachFlip(t, path, func(at int, bit byte) {
+			if n++; n <= from {
+				return
 			}
-			if _, err := f.WriteAt([]byte{b}, int64(at)); err != nil {
-				t.Fatal(err)
+			fmt.Println("flipping", n)
+			refused, err := answers(s, there)
+			if err != nil {
+				t.Errorf("bit %#02x of byte %d of %s: %v", bit, at, filepath.Base(path), err)
 			}
-		}
+			if refused > 0 {
+				fmt.Println("noticed")
+			}
+		})
 	}
 	if refused, err := answers(s, there); refused > 0 || err != nil {
 		t.Errorf("as it was, %d answers are refused: %v", refused, err)
@@ -251,22 +237,6 @@ func TestATransactionReadsItsOwnWritesAboveTheTables(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
-	}
-}
-
-func flipBit(t *testing.T, path string, at int, bit byte) {
-	t.Helper()
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, int64(at)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte{b[0] ^ bit}, int64(at)); err != nil {
-		t.Fatal(err)
 	}
 }
 
