@@ -1,6 +1,7 @@
 // Command summary reads the output of go test -json and prints what failed, what was skipped and why, and
 // one closing line: N passed, N failed, N skipped. It exits with 1 when anything failed, when nothing passed,
-// or when more was skipped than allowed.
+// or when more was skipped than allowed. A test that never ended, because it hung or its process died, is one
+// that failed, with what it printed until then.
 //
 // It must never count a test that did not run.
 package main
@@ -29,6 +30,7 @@ func main() {
 
 	output := map[string][]string{}
 	results := map[string][]string{}
+	running := map[string]bool{}
 	var slow []event
 	scanner := bufio.NewScanner(os.Stdin)
 	scanner.Buffer(nil, 1<<24)
@@ -43,11 +45,14 @@ func main() {
 			name += " " + e.Test
 		}
 		switch e.Action {
+		case "run":
+			running[name] = true
 		case "output", "build-output":
 			output[name] = append(output[name], e.Output)
 		case "build-fail":
 			results["fail"] = append(results["fail"], name)
 		case "pass", "fail", "skip":
+			delete(running, name)
 			if e.Test == "" && e.Action != "fail" {
 				continue // a package, not a test
 			}
@@ -60,6 +65,10 @@ func main() {
 	if err := scanner.Err(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	for name := range running {
+		results["fail"] = append(results["fail"], name)
+		output[name] = append(output[name], "it has not ended\n")
 	}
 	slices.Sort(results["fail"])
 	for _, name := range results["fail"] {

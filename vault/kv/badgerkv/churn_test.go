@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // churn writes so that the engine compacts, and knows what was acknowledged.
@@ -98,6 +99,15 @@ func (c *churn) readers(t *testing.T, n int, reads *atomic.Int64) (stop func()) 
 		})
 	}
 	return func() { close(quit); running.Wait() }
+}
+
+// passed returns when n more reads have begun. A read may wait for a commit, and that for the compaction that calls this:
+// then it gives up.
+func passed(reads *atomic.Int64, n int64) {
+	until := time.Now().Add(10 * time.Second)
+	for seen := reads.Load(); reads.Load() < seen+n && time.Now().Before(until); {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // mustHold opens a store and reads all that was acknowledged.

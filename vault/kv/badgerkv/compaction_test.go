@@ -231,8 +231,13 @@ func TestAStallOnAFullDiskEndsTheStore(t *testing.T) {
 			_ = c.put()
 		}
 	}()
-	if err := <-ended; !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("the store has ended: %v", err)
+	select {
+	case err := <-ended:
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("the store has ended: %v", err)
+		}
+	case <-time.After(3 * time.Minute):
+		t.Fatal("the store has not ended")
 	}
 	quiet(t, s.opts.Dir)
 	image := crash(t, s.opts)
@@ -350,8 +355,10 @@ type ending struct {
 	ended chan struct{}
 	cause atomic.Pointer[error]
 	stop  func() // of the readers
-	pause sync.RWMutex
 	reads atomic.Int64
+
+	pausing atomic.Bool
+	pause   sync.RWMutex // held for reading by writers
 }
 
 func newEnding(t *testing.T, o Options) *ending {
@@ -365,9 +372,7 @@ func newEnding(t *testing.T, o Options) *ending {
 	o.hooks.compacting = func(point string) {
 		compacting(point)
 		if point == "done" { // readers get time to see what there is now
-			for seen := e.reads.Load(); e.reads.Load() < seen+100; {
-				time.Sleep(time.Millisecond)
-			}
+			passed(&e.reads, 100)
 		}
 	}
 	e.o, e.s = o, mustCreate(t, o)
@@ -376,6 +381,9 @@ func newEnding(t *testing.T, o Options) *ending {
 	for range 2 {
 		go func() { // never ends where a commit waits for the compaction
 			for {
+				for e.pausing.Load() {
+					time.Sleep(time.Millisecond)
+				}
 				e.pause.RLock()
 				err := e.churn.put()
 				e.pause.RUnlock()
@@ -386,6 +394,23 @@ func newEnding(t *testing.T, o Options) *ending {
 		}()
 	}
 	return e
+}
+
+// still keeps writers from writing until goOn is called. It is false if one is not going to end: it waits for a compaction.
+func (e *ending) still() bool {
+	e.pausing.Store(true)
+	for until := time.Now().Add(5 * time.Second); time.Now().Before(until); time.Sleep(time.Millisecond) {
+		if e.pause.TryLock() {
+			return true
+		}
+	}
+	e.pausing.Store(false)
+	return false
+}
+
+func (e *ending) goOn() {
+	e.pausing.Store(false)
+	e.pause.Unlock()
 }
 
 // await waits for the end, and opens what is left.
@@ -426,14 +451,17 @@ func wantUndo(t *testing.T, o Options) *undo {
 func TestACompactionWithoutDescriptorsLosesNothing(t *testing.T) {
 	o := compacting(t)
 	var p points
-	var once sync.Once
+	var mu sync.Mutex
+	var done bool
 	var e *ending
 	p.then = func(point string, _ int) {
 		if point != "announced" || p.count("done") < 1 {
 			return
 		}
-		once.Do(func() {
-			e.pause.Lock() // or a commit would end the store before the compaction does
+		mu.Lock()
+		defer mu.Unlock()
+		if !done && e.still() { // or a commit would end the store before the compaction does
+			done = true
 			var limit unix.Rlimit
 			if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 				t.Error(err)
@@ -447,9 +475,9 @@ func TestACompactionWithoutDescriptorsLosesNothing(t *testing.T) {
 				if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 					t.Error(err)
 				}
-				e.pause.Unlock()
+				e.goOn()
 			})
-		})
+		}
 	}
 	ready := make(chan struct{})
 	o.hooks.compacting = func(point string) { <-ready; p.at(point) }

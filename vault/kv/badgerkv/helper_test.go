@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prototypster/pdvault/vault/kv"
 )
@@ -33,7 +35,7 @@ func mustCreate(t testing.TB, o Options) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() { closes(t, s) })
 	return s
 }
 
@@ -43,8 +45,21 @@ func mustOpen(t testing.TB, o Options) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() { closes(t, s) })
 	return s
+}
+
+// closes closes a store that may have failed. A test that left something for which it waits fails, and does not hang.
+func closes(t testing.TB, s *Store) {
+	t.Helper()
+	closed := make(chan struct{})
+	go func() { s.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(2 * time.Minute):
+		stacks := make([]byte, 1<<20)
+		t.Errorf("the store does not close:\n%s", stacks[:runtime.Stack(stacks, true)])
+	}
 }
 
 func mustClose(t testing.TB, s *Store) {

@@ -108,7 +108,7 @@ func TestADamagedTableOfAnOpenStoreNeverGivesAWrongAnswer(t *testing.T) {
 	}
 	ended, noticed := 0, 0
 	for from := 0; ; {
-		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=10m")
 		cmd.Env = append(os.Environ(), fmt.Sprint(flipsFrom, "=", from))
 		out, err := cmd.CombinedOutput()
 		flips := bytes.Count(out, []byte("flipping "))
@@ -307,9 +307,7 @@ func compactDamage(t *testing.T, damage func(t *testing.T, path string), crashes
 		if crashes && crashed.Dir == "" {
 			crashed = crash(t, o)
 		}
-		for seen := reads.Load(); reads.Load() < seen+3000; { // of each key, what it has become
-			time.Sleep(time.Millisecond)
-		}
+		passed(&reads, 3000) // of each key, what it has become
 	}
 	s := mustCreate(t, o)
 	c := newChurn(s)
