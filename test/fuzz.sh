@@ -12,7 +12,9 @@ while read -r file; do
 	while read -r target; do
 		[[ "$dir $target" == *"$only"* ]] || continue
 		echo "== $dir $target"
-		go test "$dir" -run '^$' -fuzz "^$target\$" -fuzztime "$time" -parallel 2 </dev/null
+		# Making each new input as small as it can be takes up to a minute, of the time given; FuzzTable made 1,000 instead of
+		# 23,000 tries in 20 s.
+		go test "$dir" -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 10x -parallel 2 </dev/null
 		count=$((count + 1))
 	done < <(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$file")
 done < <(grep -rlE '^func Fuzz' --include='*_test.go' . | sort)

@@ -37,7 +37,8 @@ const (
 //  3. Once it has changed the MANIFEST, and before anybody gets what was read since, the two are compared. Less was
 //     listed than announced: the process ends, and the next Open undoes the compaction.
 //  4. When it is over, its input is verified: the engine has read it without that, and has given new checksums to what it
-//     read. If it was damaged, the process ends, and the next Open refuses. Reads are compared with the input until then.
+//     read. If it was damaged, the process ends, and the next Open refuses. What it has made is read back and verified too;
+//     if that is damaged, the next Open undoes it. Reads are compared with the input until then.
 //  5. When all is right, the record and the references go.
 //
 // Badger tells of these moments only in its log, which it calls within the compaction; see [engineLog]. Compactions run
@@ -231,6 +232,15 @@ func (c *compactions) input() (ids []uint64, err error) {
 	return ids, nil
 }
 
+// output are the tables that compactions have made since they began. It is called with mu held.
+func (c *compactions) output() ([]uint64, error) {
+	s, _, err := c.base.look()
+	if err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Keys(c.expect().made(s))), nil
+}
+
 func (c *compactions) giveUpAttaching() {
 	c.mu.Lock()
 	late := !c.attached
@@ -329,7 +339,16 @@ func (c *compactions) done(id int) {
 		}
 		c.mu.Unlock() // it reads all of it
 		defer c.mu.Lock()
-		return audit(c.dir, ids)
+		return auditInput(c.dir, ids)
+	})
+	ok = ok && c.insist("what a compaction has made cannot be verified", func() error {
+		ids, err := c.output()
+		if err != nil {
+			return err
+		}
+		c.mu.Unlock()
+		defer c.mu.Lock()
+		return auditOutput(c.dir, ids)
 	})
 	ok = ok && c.insist("a compaction cannot be checked", func() error {
 		x := c.under.Load()

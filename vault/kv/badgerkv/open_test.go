@@ -197,11 +197,11 @@ func TestEachFlippedByteOfATableIsNoticed(t *testing.T) {
 	o, _ := closedStore(t)
 	for _, path := range tables(t, o.Dir) {
 		eachFlip(t, path, func(at int, bit byte) {
-			if _, err := checkTable(path); err == nil {
+			if _, err := checkTable(o.Dir, mustID(t, path)); err == nil {
 				t.Errorf("bit %#02x of byte %d of %s is not noticed", bit, at, filepath.Base(path))
 			}
 		})
-		if _, err := checkTable(path); err != nil {
+		if _, err := checkTable(o.Dir, mustID(t, path)); err != nil {
 			t.Errorf("as it was: %v", err)
 		}
 	}

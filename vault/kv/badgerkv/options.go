@@ -171,8 +171,9 @@ func (o Options) engine() badger.Options {
 		// Badger's own cache a block counts as all of its file behind it, so that a few fill it and each read replaces one.
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0).
-		// The default verifies nothing; OnBlockRead turns damage into "not found"; OnTableAndBlockRead panics.
-		WithChecksumVerificationMode(options.OnTableRead).
+		// OnBlockRead turns damage into "not found"; OnTableAndBlockRead panics; OnTableRead would only read again what we have
+		// verified ourselves.
+		WithChecksumVerificationMode(options.NoVerification).
 		WithVerifyValueChecksum(true).
 		WithNumCompactors(2). // one is refused
 		WithMetricsEnabled(true).
@@ -190,8 +191,8 @@ func verifyEngine(o badger.Options) error {
 		return errors.New("badgerkv: refusing an engine mode that gives up durability or isolation")
 	case o.NumLevelZeroTablesStall > o.NumLevelZeroTables+3:
 		return errors.New("badgerkv: refusing an engine that may bring back what was deleted")
-	case o.ChecksumVerificationMode != options.OnTableRead:
-		return errors.New("badgerkv: refusing to run without checksums of tables")
+	case o.ChecksumVerificationMode != options.NoVerification && o.ChecksumVerificationMode != options.OnTableRead:
+		return errors.New("badgerkv: refusing an engine that takes a damaged block for an empty one")
 	case o.Logger == nil:
 		return errors.New("badgerkv: refusing to run without the engine's log")
 	}

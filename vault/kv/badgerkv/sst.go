@@ -38,30 +38,30 @@ type sst struct {
 
 // openSST maps the table id in dir and reads its index.
 func openSST(dir string, id uint64) (*sst, error) {
-	name := table.IDToFilename(id)
-	f, err := os.Open(filepath.Join(dir, name))
+	f, err := os.Open(filepath.Join(dir, table.IDToFilename(id)))
 	if err != nil {
-		return nil, fmt.Errorf("badgerkv: %w", err)
+		return nil, err
 	}
 	defer f.Close()
+	return mapSST(f)
+}
+
+func mapSST(f *os.File) (*sst, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("badgerkv: %w", err)
+		return nil, err
 	}
 	if info.Size() == 0 {
-		return nil, fmt.Errorf("badgerkv: %s is empty: %w", name, errTable)
+		return nil, fmt.Errorf("%w: it is empty", errTable)
 	}
 	data, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return nil, fmt.Errorf("badgerkv: mapping %s: %w", name, err)
+		return nil, fmt.Errorf("mapping it: %w", err)
 	}
 	t := &sst{data: data}
 	// Who still reads an older set of tables holds on to this one.
 	runtime.AddCleanup(t, func(data []byte) { _ = unix.Munmap(data) }, data)
-	if err := t.readIndex(); err != nil {
-		return nil, fmt.Errorf("badgerkv: %s: %w", name, err)
-	}
-	return t, nil
+	return t, t.readIndex()
 }
 
 func (t *sst) readIndex() error {
@@ -122,13 +122,22 @@ func (t *sst) base(block int) []byte {
 
 // block returns a block that is right at this moment.
 func (t *sst) block(n int) (sstBlock, error) {
-	var at fb.BlockOffset
-	t.index.Offsets(&at, n)
-	from, to := uint64(at.Offset()), uint64(at.Offset())+uint64(at.Len())
-	if to > uint64(len(t.data)) {
-		return sstBlock{}, errTable
+	from, to, err := t.span(n)
+	if err != nil {
+		return sstBlock{}, err
 	}
 	return readBlock(t.data[from:to])
+}
+
+// span is where a block lies in the file.
+func (t *sst) span(block int) (from, to int64, err error) {
+	var at fb.BlockOffset
+	t.index.Offsets(&at, block)
+	from, to = int64(at.Offset()), int64(at.Offset())+int64(at.Len())
+	if to > int64(len(t.data)) {
+		return 0, 0, errTable
+	}
+	return from, to, nil
 }
 
 // sstBlock is a verified block: entries, then where each of them begins, how many there are, the checksum of all that, and
@@ -271,14 +280,4 @@ func (c *cursor) written() (w written, err error) {
 	var v y.ValueStruct
 	v.Decode(c.value)
 	return written{version: y.ParseTs(c.key), deleted: v.Meta&metaDelete != 0, value: v.Value}, nil
-}
-
-// verify reads the whole table.
-func (t *sst) verify() error {
-	for n := range t.index.OffsetsLength() {
-		if _, err := t.block(n); err != nil {
-			return err
-		}
-	}
-	return nil
 }

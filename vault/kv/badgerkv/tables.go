@@ -3,27 +3,25 @@ package badgerkv
 import (
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 
 	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/table"
-	"github.com/dgraph-io/ristretto/v2/z"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
 // checkTables reads the MANIFEST and verifies each table that it names, or will name once a compaction is undone.
-// It returns the number of the newest commit in them. Badger does the same afterwards, but it opens tables in goroutines of
-// its own where damage to an index, or to the number of entries of a block, is a panic that nobody can catch, and it has
-// removed files by then.
+// It returns the number of the newest commit in them. Badger could do the same, but it opens tables in goroutines of its
+// own where damage to an index, or to the number of entries of a block, is a panic that nobody can catch, and it has removed
+// files by then.
 func checkTables(o Options, u *undo) (newest uint64, err error) {
 	f, err := os.Open(filepath.Join(o.Dir, badger.ManifestFilename))
 	if err != nil {
@@ -44,11 +42,14 @@ func checkTables(o Options, u *undo) (newest uint64, err error) {
 	for i, id := range ids {
 		checks.Go(func() (err error) {
 			name := table.IDToFilename(id)
-			if last[i], err = checkTable(filepath.Join(o.Dir, name)); err != nil {
+			switch last[i], err = checkTable(o.Dir, id); {
+			case err == nil:
+				return nil
+			case isDamage(err):
 				return fmt.Errorf("badgerkv: table %s is missing or damaged (%w); nothing was touched; restore the directory from a backup: %w",
 					name, err, kv.ErrIntegrity)
 			}
-			return nil
+			return fmt.Errorf("badgerkv: reading table %s: %w", name, err)
 		})
 	}
 	if err := checks.Wait(); err != nil {
@@ -60,30 +61,78 @@ func checkTables(o Options, u *undo) (newest uint64, err error) {
 	return newest, nil
 }
 
-var errDamaged = errors.New("its index or a block is not what was written")
-
-func checkTable(path string) (newest uint64, err error) {
-	info, err := os.Stat(path)
+// checkTable reads the whole of a table, and returns the number of the newest commit in it. An error of the machine is one
+// that is not isDamage.
+func checkTable(dir string, id uint64) (newest uint64, err error) {
+	f, err := os.Open(filepath.Join(dir, table.IDToFilename(id)))
 	if err != nil {
-		return 0, fs.ErrNotExist
+		return 0, err
 	}
-	if info.Size() == 0 {
-		return 0, errors.New("empty file") // an empty file would be grown by mapping it
-	}
-	mf, err := z.OpenMmapFile(path, os.O_RDONLY, 0)
-	if err != nil {
-		return 0, errors.New("cannot be mapped")
-	}
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if recover() != nil { // its text holds the whole index, and so keys
-			err = errDamaged
+	defer f.Close()
+	err = shielded(func() error {
+		t, err := mapSST(f)
+		if err != nil {
+			return err
 		}
-	}()
-	t, err := table.OpenTable(mf, table.Options{ChkMode: options.OnTableRead})
-	if err != nil {
-		return 0, errDamaged
+		defer runtime.KeepAlive(t)
+		newest = t.newest
+		return t.checkBlocks(f)
+	})
+	return newest, err
+}
+
+const checkWindow = 256 << 10 // bytes that are read at once
+
+// checkBlocks verifies all blocks. It reads them past the mapping: a fault for each few pages takes far longer, and what was
+// touched counts as memory of the process.
+func (t *sst) checkBlocks(f io.ReaderAt) error {
+	var window []byte
+	var begin int64 // of the window
+	for n := range t.index.OffsetsLength() {
+		from, to, err := t.span(n)
+		if err != nil {
+			return err
+		}
+		if from < begin || to > begin+int64(len(window)) {
+			begin = from
+			size := int(min(max(to-from, checkWindow), int64(len(t.data))-from))
+			window = slices.Grow(window[:0], size)[:size]
+			switch _, err := f.ReadAt(window, begin); {
+			case err == io.EOF, errors.Is(err, unix.EIO): // the latter is what a sector that cannot be read gives
+				return fmt.Errorf("%w: %w", errTable, err)
+			case err != nil:
+				return err
+			}
+		}
+		if _, err := readBlock(window[from-begin : to-begin]); err != nil {
+			return err
+		}
 	}
-	newest = t.MaxVersion()
-	return newest, t.Close(-1)
+	return nil
+}
+
+// audit verifies tables as a whole. Damage is a kv.ErrIntegrity that says what it was that is damaged, and what to do; which
+// any other error is not.
+func audit(dir string, ids []uint64, what, remedy string) error {
+	for _, id := range ids {
+		switch _, err := checkTable(dir, id); {
+		case err == nil:
+		case isDamage(err):
+			return fmt.Errorf("badgerkv: table %s, which %s, is damaged (%w); %s: %w",
+				table.IDToFilename(id), what, err, remedy, kv.ErrIntegrity)
+		default:
+			return fmt.Errorf("badgerkv: %w", err)
+		}
+	}
+	return nil
+}
+
+// auditInput verifies what a compaction has read.
+func auditInput(dir string, ids []uint64) error {
+	return audit(dir, ids, "a compaction has read", "restore the directory from a backup")
+}
+
+// auditOutput verifies what a compaction has made, while its input is still there.
+func auditOutput(dir string, ids []uint64) error {
+	return audit(dir, ids, "a compaction has made", "the next start undoes it")
 }

@@ -176,15 +176,19 @@ func planUndo(o Options, isClean bool) (*undo, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := audit(o.Dir, held); err != nil { // what is gone was verified before
+	if err := auditInput(o.Dir, held); err != nil { // what is gone was verified before
 		return nil, err
 	}
 	v, _ := u.judge(s)
 	if v == whole {
 		for id := range u.made(s) {
 			// A change that could not be synced may be on the disk, and the engine has removed what it names.
-			if _, err := checkTable(filepath.Join(o.Dir, table.IDToFilename(id))); err != nil {
+			switch _, err := checkTable(o.Dir, id); {
+			case err == nil:
+			case isDamage(err):
 				v = short
+			default:
+				return nil, fmt.Errorf("badgerkv: reading table %s: %w", table.IDToFilename(id), err)
 			}
 		}
 		// The record goes when the input was found to be right, and the input after it. What has been read of it may have been

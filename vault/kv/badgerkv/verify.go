@@ -102,10 +102,16 @@ func (v *verifier) open(list map[uint64]listed) (damaged bool, err error) {
 	opens.SetLimit(runtime.GOMAXPROCS(0))
 	for n, id := range missing {
 		opens.Go(func() (err error) {
-			if tables[n], err = openShielded(v.dir, id); err != nil && isDamage(err) {
-				tables[n], err = &sst{damaged: true}, nil
+			err = shielded(func() (err error) { tables[n], err = openSST(v.dir, id); return err })
+			switch {
+			case err == nil:
+				return nil
+			case isDamage(err):
+				tables[n] = &sst{damaged: true}
+				return nil
 			}
-			return err
+			tables[n] = nil
+			return fmt.Errorf("badgerkv: table %s: %w", table.IDToFilename(id), err)
 		})
 	}
 	err = opens.Wait()
@@ -117,34 +123,8 @@ func (v *verifier) open(list map[uint64]listed) (damaged bool, err error) {
 	return damaged, err
 }
 
-func openShielded(dir string, id uint64) (t *sst, err error) {
-	err = shielded(func() (err error) { t, err = openSST(dir, id); return err })
-	return t, err
-}
-
 // isDamage reports whether an error tells of a table, and not of the machine.
 func isDamage(err error) bool { return errors.Is(err, errTable) || errors.Is(err, fs.ErrNotExist) }
-
-// audit verifies tables that a compaction has read, as a whole, their indexes included. Damage is a kv.ErrIntegrity, which any
-// other error is not.
-func audit(dir string, ids []uint64) error {
-	for _, id := range ids {
-		t, err := openShielded(dir, id)
-		if err == nil {
-			err = shielded(t.verify)
-		}
-		switch {
-		case err == nil:
-		case isDamage(err):
-			return fmt.Errorf("badgerkv: table %s, which a compaction has read, is damaged (%w); "+
-				"restore the directory from a backup: %w", table.IDToFilename(id), err, kv.ErrIntegrity)
-		default:
-			return err
-		}
-		runtime.KeepAlive(t)
-	}
-	return nil
-}
 
 // shielded turns a fault in a mapped file into an error.
 func shielded(fn func() error) (err error) {
