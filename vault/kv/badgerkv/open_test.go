@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4/options"
+
 	"github.com/prototypster/pdvault/vault/kv"
 )
 
@@ -332,7 +334,8 @@ func TestEngineOptions(t *testing.T) {
 		"memory":      verifyEngine(sound.WithInMemory(true)),
 		"lock":        verifyEngine(sound.WithBypassLockGuard(true)),
 		"conflicts":   verifyEngine(sound.WithDetectConflicts(false)),
-		"checksums":   verifyEngine(sound.WithChecksumVerificationMode(0)),
+		"blocks":      verifyEngine(sound.WithChecksumVerificationMode(options.OnBlockRead)),
+		"all blocks":  verifyEngine(sound.WithChecksumVerificationMode(options.OnTableAndBlockRead)),
 		"sync":        verifyEngine(sound.WithSyncWrites(false)),
 		"without log": verifyEngine(sound.WithLogger(nil)),
 	} {
