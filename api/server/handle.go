@@ -61,6 +61,7 @@ type call struct {
 	body    []byte
 	read    bool   // the body was read to its end
 	large   bool   // counts among what takes much memory
+	share   *share // of the caller; nil until it is known
 	problem string // type of the problem that it was answered with; empty: none
 }
 
@@ -133,6 +134,7 @@ func (q *call) serve() (reply, error) {
 	if err := q.authenticate(); err != nil {
 		return reply{}, err
 	}
+	q.share = q.server.load.join(q.request.Caller.ID)
 	r, route := q.gin.Request, q.route
 	var err error
 	if q.query, err = parseQuery(r.URL.RawQuery, route.query); err != nil {
@@ -162,10 +164,10 @@ func (q *call) serve() (reply, error) {
 		}
 	}
 	weight := q.server.load.weightOf(len(q.body))
-	if err := q.server.load.begin(q.ctx, weight); err != nil {
+	if err := q.server.load.begin(q.ctx, q.share, weight); err != nil {
 		return reply{}, err
 	}
-	defer q.server.load.done(weight)
+	defer q.server.load.done(q.share, weight)
 	return route.run(q)
 }
 

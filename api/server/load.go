@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,13 +36,28 @@ type load struct {
 	slots    *semaphore.Weighted // of capacity, for the broker
 	large    *semaphore.Weighted // of maxLarge
 
+	mu     sync.Mutex // guards shares
+	shares map[string]*share
+
 	said atomic.Int64 // when the log was told last that requests are refused, Unix seconds
 }
+
+// share is what one caller may take of the places, for as long as it has requests: not all of them, or a single caller that
+// asks for more than can be served would leave none to the others, and their requests would wait behind all of its own.
+type share struct {
+	caller       string
+	requests     int
+	slots, large *semaphore.Weighted
+}
+
+// shareOf is three quarters, and never nothing.
+func shareOf(places int64) int64 { return places - places/4 }
 
 func newLoad(c Config) *load {
 	return &load{
 		metrics: c.Metrics, log: c.Logger, wait: maxWait, most: 2 * int64(c.MaxConnections), capacity: int64(c.MaxInFlight),
 		slots: semaphore.NewWeighted(int64(c.MaxInFlight)), large: semaphore.NewWeighted(maxLarge),
+		shares: map[string]*share{},
 	}
 }
 
@@ -51,42 +67,78 @@ func (l *load) enter() bool { return l.requests.Add(1) <= l.most }
 
 func (l *load) leave() { l.requests.Add(-1) }
 
+// join counts a request of a caller; part must follow.
+func (l *load) join(caller string) *share {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.shares[caller]
+	if s == nil {
+		s = &share{
+			caller: caller,
+			slots:  semaphore.NewWeighted(shareOf(l.capacity)), large: semaphore.NewWeighted(shareOf(maxLarge)),
+		}
+		l.shares[caller] = s
+	}
+	s.requests++
+	return s
+}
+
+func (l *load) part(s *share) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.requests--; s.requests == 0 {
+		delete(l.shares, s.caller)
+	}
+}
+
 // weightOf says how much of the capacity a request takes: batches and large records are more work than a read.
 func (l *load) weightOf(body int) int64 {
-	return min(1+int64(body)>>10, maxWeight, l.capacity)
+	return min(1+int64(body)>>10, maxWeight, shareOf(l.capacity))
 }
 
 // begin waits for a place among those that the broker works for, for a while; done must follow.
-func (l *load) begin(ctx context.Context, weight int64) error {
-	if err := l.acquire(ctx, l.slots, weight); err != nil {
-		return l.refuse(ctx, "in-flight")
+func (l *load) begin(ctx context.Context, s *share, weight int64) error {
+	if err := l.acquire(ctx, s.slots, l.slots, weight, "in-flight"); err != nil {
+		return err
 	}
 	l.metrics.inFlight.Add(float64(weight))
 	return nil
 }
 
-func (l *load) done(weight int64) {
+func (l *load) done(s *share, weight int64) {
 	l.metrics.inFlight.Sub(float64(weight))
 	l.slots.Release(weight)
+	s.slots.Release(weight)
 }
 
 // beginLarge is begin for what takes much memory; doneLarge must follow.
-func (l *load) beginLarge(ctx context.Context) error {
-	if err := l.acquire(ctx, l.large, 1); err != nil {
-		return l.refuse(ctx, "memory")
-	}
-	return nil
+func (l *load) beginLarge(ctx context.Context, s *share) error {
+	return l.acquire(ctx, s.large, l.large, 1, "memory")
 }
 
-func (l *load) doneLarge() { l.large.Release(1) }
+func (l *load) doneLarge(s *share) {
+	l.large.Release(1)
+	s.large.Release(1)
+}
 
-func (l *load) acquire(ctx context.Context, of *semaphore.Weighted, n int64) error {
-	if of.TryAcquire(n) {
-		return nil
+// acquire takes n places of a caller's own, and then of all. Who waits for its own is not among those who wait for one of all.
+func (l *load) acquire(ctx context.Context, own, all *semaphore.Weighted, n int64, limit string) error {
+	if own.TryAcquire(n) {
+		if all.TryAcquire(n) {
+			return nil
+		}
+		own.Release(n)
 	}
 	limited, cancel := context.WithTimeout(ctx, l.wait)
 	defer cancel()
-	return of.Acquire(limited, n)
+	if own.Acquire(limited, n) != nil {
+		return l.refuse(ctx, "caller")
+	}
+	if all.Acquire(limited, n) != nil {
+		own.Release(n)
+		return l.refuse(ctx, limit)
+	}
+	return nil
 }
 
 // refuse counts a refusal, unless the client has gone away meanwhile.
@@ -119,7 +171,10 @@ func (q *call) enter() error {
 
 func (q *call) leave() {
 	if q.large {
-		q.server.load.doneLarge()
+		q.server.load.doneLarge(q.share)
+	}
+	if q.share != nil {
+		q.server.load.part(q.share)
 	}
 	q.server.load.leave()
 }
@@ -129,7 +184,7 @@ func (q *call) takeLarge() error {
 	if q.large {
 		return nil
 	}
-	if err := q.server.load.beginLarge(q.ctx); err != nil {
+	if err := q.server.load.beginLarge(q.ctx, q.share); err != nil {
 		return err
 	}
 	q.large = true

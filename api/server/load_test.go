@@ -91,11 +91,11 @@ func await(t *testing.T, what string, ok func() bool) {
 // answered; and when the load is gone, so is every trace of it.
 func TestMoreThanIsWorkedOnAtOnceIsRefusedAsBusy(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	const limit, clients = 4, 20
+	const places, limit, clients = 4, 3, 20 // one caller's share is three quarters
 	registry := prometheus.NewRegistry()
 	b := servertest.NewBroker(t)
 	id := b.MustCreate("profile", `{"email":"a@example.org"}`)
-	s := servertest.MustServer(t, b, server.Config{Listen: "127.0.0.1:0", MaxInFlight: limit, Registry: registry})
+	s := servertest.MustServer(t, b, server.Config{Listen: "127.0.0.1:0", MaxInFlight: places, Registry: registry})
 	t.Run("load", func(t *testing.T) {
 		serve(t, s)
 		read := authorised("GET /v1/subjects/"+id.String()+"/records/profile?purpose=account", "Connection: close\r\n")
@@ -141,6 +141,50 @@ func TestMoreThanIsWorkedOnAtOnceIsRefusedAsBusy(t *testing.T) {
 	})
 	if n := value(t, registry, "pdvault_http_in_flight") + value(t, registry, "pdvault_http_connections"); n != 0 {
 		t.Errorf("%v requests and connections are left", n)
+	}
+}
+
+// A caller that asks for more than is worked on at once, in single reads and in batches, does not keep others from being served,
+// nor have them wait behind all that it asks.
+func TestOneCallerLeavesPlacesToTheOthers(t *testing.T) {
+	const limit = 8
+	for name, request := range map[string]func(caller, id string) string{
+		"reads": func(caller, id string) string {
+			return "GET /v1/subjects/" + id + "/records/profile?purpose=account HTTP/1.1\r\nHost: x\r\n" +
+				"Authorization: Bearer " + servertest.Token(caller) + "\r\n\r\n"
+		},
+		"batches": func(caller, id string) string {
+			body := `{"purpose":"account","reads":[{"subject":"` + id + `","collection":"profile"}]}`
+			return "POST /v1/reads HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + servertest.Token(caller) +
+				fmt.Sprintf("\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", len(body)) + body
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := servertest.NewBroker(t)
+			id := b.MustCreate("profile", `{"email":"a@example.org"}`).String()
+			registry := prometheus.NewRegistry()
+			s := servertest.MustServer(t, b, server.Config{Listen: "127.0.0.1:0", MaxInFlight: limit, Registry: registry})
+			serve(t, s)
+			unblock := b.Block()
+			defer unblock()
+			ask := func(caller string) net.Conn {
+				conn := dial(t, s)
+				if _, err := io.WriteString(conn, request(caller, id)); err != nil {
+					t.Fatal(err)
+				}
+				return conn
+			}
+			for range 5 * limit {
+				ask("shop")
+			}
+			await(t, "one caller has its share", func() bool { return value(t, registry, "pdvault_http_in_flight") == limit*3/4 })
+			other := ask("courier")
+			await(t, "the other has a place", func() bool { return value(t, registry, "pdvault_http_in_flight") == limit*3/4+1 })
+			unblock()
+			if r, err := http.ReadResponse(bufio.NewReader(other), nil); err != nil || r.StatusCode == http.StatusServiceUnavailable {
+				t.Errorf("the other: %v, %v", r, err)
+			}
+		})
 	}
 }
 

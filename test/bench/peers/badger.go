@@ -24,7 +24,7 @@ const (
 	groupSize = 256
 )
 
-// Badger is Badger alone, with the durability and the checks that badgerkv insists on.
+// Badger is Badger alone, with the durability that badgerkv insists on.
 type Badger struct {
 	db      *badger.DB
 	next    atomic.Int64
@@ -47,7 +47,6 @@ func OpenBadger(dir string) (_ *Badger, err error) {
 		WithMemTableSize(32 << 20).
 		WithNumVersionsToKeep(1).
 		WithCompression(options.None).
-		WithChecksumVerificationMode(options.OnTableRead).
 		WithNumCompactors(2).
 		WithLogger(nil))
 	if err != nil {

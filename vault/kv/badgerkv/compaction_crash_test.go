@@ -22,11 +22,19 @@ import (
 
 // A compaction that begins while the store closes may lose what was flushed meanwhile too. Its logs are still there.
 func TestALossWhileClosingIsUndone(t *testing.T) {
+	for _, damaged := range []bool{false, true} {
+		t.Run(fmt.Sprintf("what it makes is damaged: %t", damaged), func(t *testing.T) { loseWhileClosing(t, damaged) })
+	}
+}
+
+// loseWhileClosing has a compaction lose its output while the store closes: it cannot write it, or what it writes is damaged.
+func loseWhileClosing(t *testing.T, damaged bool) {
 	o := compacting(t)
 	o.NumMemtables = 5
 	var fatal atomic.Int32
 	o.Fatal = func(error) { fatal.Add(1) }
 	var p points
+	var s *Store
 	closes := make(chan struct{})
 	var once sync.Once
 	p.then = func(point string, n int) {
@@ -35,14 +43,16 @@ func TestALossWhileClosingIsUndone(t *testing.T) {
 			for begun := p.count("announced"); p.count("announced") == begun; {
 				time.Sleep(time.Millisecond)
 			}
-		case point == "announced" && p.count("held") > 0:
+		case damaged && point == "done" && p.count("held") > 0:
+			once.Do(func() { flipOutput(t, s, func([]byte) int { return 100 }) })
+		case !damaged && point == "announced" && p.count("held") > 0:
 			once.Do(func() { obstruct(t, o.Dir, 0, 400) })
 		case point == "announced" && p.count("done") == 1:
 			<-closes // so that there is more to compact when it is over
 		}
 	}
 	o.hooks.compacting = p.at
-	s := mustCreate(t, o)
+	s = mustCreate(t, o)
 	c := newChurn(s)
 	more := 300 // which wait in memtables
 	for p.count("done") < 1 || s.db.Levels()[0].NumTables < stallTables || more > 0 {

@@ -22,8 +22,8 @@ import (
 var errTable = errors.New("a table is not what was written")
 
 // sst reads the file of one of Badger's tables, besides Badger. Its index is in memory, and was right when it was read; a
-// block is verified each time that it is looked at. Badger verifies both when it opens a table, and reads them later from a
-// mapped file, which the kernel may have read from the disk once more.
+// block is verified each time that it is looked at. Badger verifies the index alone, when it opens a table, and reads both from
+// a mapped file, which the kernel may have read from the disk once more.
 //
 // A table is blocks, then the index (a flatbuffer, see fb.TableIndex), its length, its checksum, and the length of that. A
 // key ends in the number of its commit, subtracted from the greatest there is. Lengths have four bytes, big endian.

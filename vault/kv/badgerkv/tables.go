@@ -1,7 +1,6 @@
 package badgerkv
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -13,7 +12,6 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/prototypster/pdvault/vault/kv"
 )
@@ -97,10 +95,9 @@ func (t *sst) checkBlocks(f io.ReaderAt) error {
 			begin = from
 			size := int(min(max(to-from, checkWindow), int64(len(t.data))-from))
 			window = slices.Grow(window[:0], size)[:size]
-			switch _, err := f.ReadAt(window, begin); {
-			case err == io.EOF, errors.Is(err, unix.EIO): // the latter is what a sector that cannot be read gives
-				return fmt.Errorf("%w: %w", errTable, err)
-			case err != nil:
+			if _, err := f.ReadAt(window, begin); err == io.EOF { // it has become shorter meanwhile
+				return errTable
+			} else if err != nil {
 				return err
 			}
 		}
@@ -114,17 +111,22 @@ func (t *sst) checkBlocks(f io.ReaderAt) error {
 // audit verifies tables as a whole. Damage is a kv.ErrIntegrity that says what it was that is damaged, and what to do; which
 // any other error is not.
 func audit(dir string, ids []uint64, what, remedy string) error {
+	var checks errgroup.Group
+	checks.SetLimit(runtime.GOMAXPROCS(0))
 	for _, id := range ids {
-		switch _, err := checkTable(dir, id); {
-		case err == nil:
-		case isDamage(err):
-			return fmt.Errorf("badgerkv: table %s, which %s, is damaged (%w); %s: %w",
-				table.IDToFilename(id), what, err, remedy, kv.ErrIntegrity)
-		default:
-			return fmt.Errorf("badgerkv: %w", err)
-		}
+		checks.Go(func() error {
+			switch _, err := checkTable(dir, id); {
+			case err == nil:
+				return nil
+			case isDamage(err):
+				return fmt.Errorf("badgerkv: table %s, which %s, is damaged (%w); %s: %w",
+					table.IDToFilename(id), what, err, remedy, kv.ErrIntegrity)
+			default:
+				return fmt.Errorf("badgerkv: %w", err)
+			}
+		})
 	}
-	return nil
+	return checks.Wait()
 }
 
 // auditInput verifies what a compaction has read.
@@ -132,7 +134,8 @@ func auditInput(dir string, ids []uint64) error {
 	return audit(dir, ids, "a compaction has read", "restore the directory from a backup")
 }
 
-// auditOutput verifies what a compaction has made, while its input is still there.
+// auditOutput verifies what a compaction has made, while its input is still there. It gets what the page cache holds: what
+// went wrong in memory shows, and what goes wrong on the disk does not yet.
 func auditOutput(dir string, ids []uint64) error {
 	return audit(dir, ids, "a compaction has made", "the next start undoes it")
 }

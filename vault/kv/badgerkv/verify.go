@@ -16,6 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/prototypster/pdvault/vault/kv"
 )
@@ -123,8 +124,16 @@ func (v *verifier) open(list map[uint64]listed) (damaged bool, err error) {
 	return damaged, err
 }
 
-// isDamage reports whether an error tells of a table, and not of the machine.
-func isDamage(err error) bool { return errors.Is(err, errTable) || errors.Is(err, fs.ErrNotExist) }
+// isDamage reports whether an error tells of a table, and not of the machine: also that the disk, or the file system, has lost
+// it.
+func isDamage(err error) bool {
+	for _, lost := range []error{errTable, fs.ErrNotExist, unix.EIO, unix.EUCLEAN, unix.EBADMSG} {
+		if errors.Is(err, lost) {
+			return true
+		}
+	}
+	return false
+}
 
 // shielded turns a fault in a mapped file into an error.
 func shielded(fn func() error) (err error) {
