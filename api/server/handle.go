@@ -134,7 +134,9 @@ func (q *call) serve() (reply, error) {
 	if err := q.authenticate(); err != nil {
 		return reply{}, err
 	}
-	q.share = q.server.load.join(q.request.Caller.ID)
+	if !q.route.open {
+		q.share = q.server.load.join(q.request.Caller.ID)
+	}
 	r, route := q.gin.Request, q.route
 	var err error
 	if q.query, err = parseQuery(r.URL.RawQuery, route.query); err != nil {

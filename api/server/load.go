@@ -50,8 +50,8 @@ type share struct {
 	slots, large *semaphore.Weighted
 }
 
-// shareOf is three quarters, and never nothing.
-func shareOf(places int64) int64 { return places - places/4 }
+// shareOf is three quarters at most, and never nothing.
+func shareOf(places int64) int64 { return max(1, places*3/4) }
 
 func newLoad(c Config) *load {
 	return &load{
@@ -98,7 +98,7 @@ func (l *load) weightOf(body int) int64 {
 
 // begin waits for a place among those that the broker works for, for a while; done must follow.
 func (l *load) begin(ctx context.Context, s *share, weight int64) error {
-	if err := l.acquire(ctx, s.slots, l.slots, weight, "in-flight"); err != nil {
+	if err := l.acquire(ctx, s, s.slots, l.slots, weight, "in-flight"); err != nil {
 		return err
 	}
 	l.metrics.inFlight.Add(float64(weight))
@@ -113,7 +113,7 @@ func (l *load) done(s *share, weight int64) {
 
 // beginLarge is begin for what takes much memory; doneLarge must follow.
 func (l *load) beginLarge(ctx context.Context, s *share) error {
-	return l.acquire(ctx, s.large, l.large, 1, "memory")
+	return l.acquire(ctx, s, s.large, l.large, 1, "memory")
 }
 
 func (l *load) doneLarge(s *share) {
@@ -122,7 +122,7 @@ func (l *load) doneLarge(s *share) {
 }
 
 // acquire takes n places of a caller's own, and then of all. Who waits for its own is not among those who wait for one of all.
-func (l *load) acquire(ctx context.Context, own, all *semaphore.Weighted, n int64, limit string) error {
+func (l *load) acquire(ctx context.Context, s *share, own, all *semaphore.Weighted, n int64, limit string) error {
 	if own.TryAcquire(n) {
 		if all.TryAcquire(n) {
 			return nil
@@ -132,7 +132,7 @@ func (l *load) acquire(ctx context.Context, own, all *semaphore.Weighted, n int6
 	limited, cancel := context.WithTimeout(ctx, l.wait)
 	defer cancel()
 	if own.Acquire(limited, n) != nil {
-		return l.refuse(ctx, "caller")
+		return l.refuseCaller(ctx, s)
 	}
 	if all.Acquire(limited, n) != nil {
 		own.Release(n)
@@ -141,16 +141,27 @@ func (l *load) acquire(ctx context.Context, own, all *semaphore.Weighted, n int6
 	return nil
 }
 
-// refuse counts a refusal, unless the client has gone away meanwhile.
+// refuse counts a refusal by a limit of all callers, unless the client has gone away meanwhile.
 func (l *load) refuse(ctx context.Context, limit string) error {
+	return l.tell(ctx, "requests are refused: more are under way than the server works on", slog.String("limit", limit))
+}
+
+// refuseCaller counts a refusal of one that has its share.
+func (l *load) refuseCaller(ctx context.Context, s *share) error {
+	const limit = "caller"
+	return l.tell(ctx, "requests of one caller are refused: it has its share of what the server works on",
+		slog.String("limit", limit), slog.String("caller", s.caller))
+}
+
+func (l *load) tell(ctx context.Context, what string, attrs ...slog.Attr) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return errBusy
 	}
-	l.metrics.shed.WithLabelValues(limit).Inc()
+	l.metrics.shed.WithLabelValues(attrs[0].Value.String()).Inc()
 	// A line for each would be work that overload makes more of.
 	now, last := time.Now().Unix(), l.said.Load()
 	if (now-last >= 10 || now < last) && l.said.CompareAndSwap(last, now) {
-		l.log.LogAttrs(ctx, slog.LevelWarn, "requests are refused: more are under way than the server works on", slog.String("limit", limit))
+		l.log.LogAttrs(ctx, slog.LevelWarn, what, attrs...)
 	}
 	return errBusy
 }

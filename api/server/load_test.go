@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,8 +44,10 @@ func send(conn net.Conn, request string) (*http.Response, error) {
 	return http.ReadResponse(bufio.NewReader(conn), nil)
 }
 
-func authorised(line, rest string) string {
-	return line + " HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + servertest.Token("shop") + "\r\n" + rest + "\r\n"
+func authorised(line, rest string) string { return authorisedAs("shop", line, rest) }
+
+func authorisedAs(caller, line, rest string) string {
+	return line + " HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + servertest.Token(caller) + "\r\n" + rest + "\r\n"
 }
 
 // busy fails the test unless r is the answer to a request that was refused since too much is under way.
@@ -60,8 +63,8 @@ func busy(t *testing.T, r *http.Response) {
 	}
 }
 
-// value returns the sum of a metric over its labels.
-func value(t *testing.T, r *prometheus.Registry, name string) float64 {
+// value returns the sum of a metric over its labels, or over those that have a value.
+func value(t *testing.T, r *prometheus.Registry, name string, label ...string) float64 {
 	t.Helper()
 	families, err := r.Gather()
 	if err != nil {
@@ -71,6 +74,9 @@ func value(t *testing.T, r *prometheus.Registry, name string) float64 {
 	for _, f := range families {
 		if f.GetName() == name {
 			for _, m := range f.Metric {
+				if len(label) > 0 && !strings.Contains(m.String(), strconv.Quote(label[0])) {
+					continue
+				}
 				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			}
 		}
@@ -91,22 +97,26 @@ func await(t *testing.T, what string, ok func() bool) {
 // answered; and when the load is gone, so is every trace of it.
 func TestMoreThanIsWorkedOnAtOnceIsRefusedAsBusy(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	const places, limit, clients = 4, 3, 20 // one caller's share is three quarters
+	const limit, clients = 4, 20 // of two callers, each of which has a share of 3
 	registry := prometheus.NewRegistry()
 	b := servertest.NewBroker(t)
 	id := b.MustCreate("profile", `{"email":"a@example.org"}`)
-	s := servertest.MustServer(t, b, server.Config{Listen: "127.0.0.1:0", MaxInFlight: places, Registry: registry})
+	s := servertest.MustServer(t, b, server.Config{Listen: "127.0.0.1:0", MaxInFlight: limit, Registry: registry})
 	t.Run("load", func(t *testing.T) {
 		serve(t, s)
-		read := authorised("GET /v1/subjects/"+id.String()+"/records/profile?purpose=account", "Connection: close\r\n")
+		line := "GET /v1/subjects/" + id.String() + "/records/profile?purpose=account"
+		read := authorised(line, "Connection: close\r\n")
 		before, unblock := b.Calls(), b.Block()
 		defer unblock()
 		var served, refused atomic.Int64
 		var group sync.WaitGroup
-		for range clients {
-			conn := dial(t, s)
+		for n := range clients {
+			conn, request := dial(t, s), read
+			if n%2 == 1 {
+				request = authorisedAs("privacy", line, "Connection: close\r\n")
+			}
 			group.Go(func() {
-				r, err := send(conn, read)
+				r, err := send(conn, request)
 				switch {
 				case err != nil:
 					t.Error(err)
@@ -138,6 +148,11 @@ func TestMoreThanIsWorkedOnAtOnceIsRefusedAsBusy(t *testing.T) {
 		if n := value(t, registry, "pdvault_http_shed_total"); n != clients-limit {
 			t.Errorf("%v were counted as refused", n)
 		}
+		for _, limit := range []string{"in-flight", "caller"} {
+			if n := value(t, registry, "pdvault_http_shed_total", limit); n == 0 {
+				t.Errorf("none was refused for %s", limit)
+			}
+		}
 	})
 	if n := value(t, registry, "pdvault_http_in_flight") + value(t, registry, "pdvault_http_connections"); n != 0 {
 		t.Errorf("%v requests and connections are left", n)
@@ -147,39 +162,39 @@ func TestMoreThanIsWorkedOnAtOnceIsRefusedAsBusy(t *testing.T) {
 // A caller that asks for more than is worked on at once, in single reads and in batches, does not keep others from being served,
 // nor have them wait behind all that it asks.
 func TestOneCallerLeavesPlacesToTheOthers(t *testing.T) {
-	const limit = 8
-	for name, request := range map[string]func(caller, id string) string{
-		"reads": func(caller, id string) string {
-			return "GET /v1/subjects/" + id + "/records/profile?purpose=account HTTP/1.1\r\nHost: x\r\n" +
-				"Authorization: Bearer " + servertest.Token(caller) + "\r\n\r\n"
-		},
-		"batches": func(caller, id string) string {
+	for name, tt := range map[string]struct {
+		limit, share, asked int
+		request             func(caller, id string) string
+	}{
+		"reads": {8, 6, 40, func(caller, id string) string {
+			return authorisedAs(caller, "GET /v1/subjects/"+id+"/records/profile?purpose=account", "")
+		}},
+		"batches": {64, 24, 60, func(caller, id string) string { // of 32 that are in memory
 			body := `{"purpose":"account","reads":[{"subject":"` + id + `","collection":"profile"}]}`
-			return "POST /v1/reads HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + servertest.Token(caller) +
-				fmt.Sprintf("\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", len(body)) + body
-		},
+			return authorisedAs(caller, "POST /v1/reads", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(body))) + body
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := servertest.NewBroker(t)
 			id := b.MustCreate("profile", `{"email":"a@example.org"}`).String()
 			registry := prometheus.NewRegistry()
-			s := servertest.MustServer(t, b, server.Config{Listen: "127.0.0.1:0", MaxInFlight: limit, Registry: registry})
+			s := servertest.MustServer(t, b, server.Config{Listen: "127.0.0.1:0", MaxInFlight: tt.limit, Registry: registry})
 			serve(t, s)
 			unblock := b.Block()
 			defer unblock()
 			ask := func(caller string) net.Conn {
 				conn := dial(t, s)
-				if _, err := io.WriteString(conn, request(caller, id)); err != nil {
+				if _, err := io.WriteString(conn, tt.request(caller, id)); err != nil {
 					t.Fatal(err)
 				}
 				return conn
 			}
-			for range 5 * limit {
+			for range tt.asked {
 				ask("shop")
 			}
-			await(t, "one caller has its share", func() bool { return value(t, registry, "pdvault_http_in_flight") == limit*3/4 })
+			await(t, "one caller has its share", func() bool { return value(t, registry, "pdvault_http_in_flight") == float64(tt.share) })
 			other := ask("courier")
-			await(t, "the other has a place", func() bool { return value(t, registry, "pdvault_http_in_flight") == limit*3/4+1 })
+			await(t, "the other has a place", func() bool { return value(t, registry, "pdvault_http_in_flight") == float64(tt.share+1) })
 			unblock()
 			if r, err := http.ReadResponse(bufio.NewReader(other), nil); err != nil || r.StatusCode == http.StatusServiceUnavailable {
 				t.Errorf("the other: %v, %v", r, err)
@@ -258,10 +273,11 @@ func TestAConnectionTooManyIsToldSo(t *testing.T) {
 	serve(t, s)
 	unblock := b.Block()
 	var under []net.Conn
-	for range limit {
+	for n := range limit { // of two callers, each of which has a share
 		conn := dial(t, s)
 		under = append(under, conn)
-		if _, err := io.WriteString(conn, authorised("GET /v1/policy", "")); err != nil {
+		request := authorisedAs([]string{"shop", "privacy"}[n%2], "GET /v1/policy", "")
+		if _, err := io.WriteString(conn, request); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -118,7 +118,7 @@ type Config struct {
 	Issuer Issuer // for consent receipts; zero: they name the operator as "operator"
 
 	MaxConnections  int           // 0: 1,024
-	MaxInFlight     int           // requests that the broker works on at once, weighed by their bodies. 0: 512
+	MaxInFlight     int           // requests that the broker works on at once, weighed by their bodies, of which one caller gets three quarters. 0: 512
 	RequestTimeout  time.Duration // of one request. 0: 10 s
 	ShutdownTimeout time.Duration // for requests in flight when Serve ends. 0: 10 s
 	Now             func() time.Time

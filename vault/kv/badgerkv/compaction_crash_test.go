@@ -75,6 +75,7 @@ func loseWhileClosing(t *testing.T, damaged bool) {
 	if _, err := os.Stat(filepath.Join(o.Dir, cleanFile)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the stop counts as clean: %v", err)
 	}
+	quiet(t, o.Dir)
 	crashed := crash(t, o)
 	wantUndo(t, crashed)
 	c.mustHold(t, crashed)

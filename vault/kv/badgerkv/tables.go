@@ -1,6 +1,7 @@
 package badgerkv
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -111,22 +112,23 @@ func (t *sst) checkBlocks(f io.ReaderAt) error {
 // audit verifies tables as a whole. Damage is a kv.ErrIntegrity that says what it was that is damaged, and what to do; which
 // any other error is not.
 func audit(dir string, ids []uint64, what, remedy string) error {
+	errs := make([]error, len(ids)) // all: an error of the machine must not hide damage
 	var checks errgroup.Group
 	checks.SetLimit(runtime.GOMAXPROCS(0))
-	for _, id := range ids {
+	for n, id := range ids {
 		checks.Go(func() error {
 			switch _, err := checkTable(dir, id); {
 			case err == nil:
-				return nil
 			case isDamage(err):
-				return fmt.Errorf("badgerkv: table %s, which %s, is damaged (%w); %s: %w",
+				errs[n] = fmt.Errorf("badgerkv: table %s, which %s, is damaged (%w); %s: %w",
 					table.IDToFilename(id), what, err, remedy, kv.ErrIntegrity)
 			default:
-				return fmt.Errorf("badgerkv: %w", err)
+				errs[n] = fmt.Errorf("badgerkv: %w", err)
 			}
+			return nil
 		})
 	}
-	return checks.Wait()
+	return errors.Join(append(errs, checks.Wait())...)
 }
 
 // auditInput verifies what a compaction has read.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/table"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/prototypster/pdvault/vault/kv"
@@ -531,6 +533,18 @@ func TestSoundAnswersAreNotDoubted(t *testing.T) {
 	close(quit)
 	running.Wait()
 	t.Logf("%d reads, %d compactions", reads.Load(), p.count("done"))
+}
+
+// What the disk has lost is damage; what the machine lacks for a moment is not, and does not call for a backup.
+func TestErrorsOfTheMachineAreNotDamage(t *testing.T) {
+	for err, want := range map[error]bool{
+		unix.EIO: true, unix.EUCLEAN: true, unix.EBADMSG: true, unix.ENOENT: true,
+		unix.EMFILE: false, unix.ENFILE: false, unix.ENOMEM: false, unix.EACCES: false,
+	} {
+		if got := isDamage(fmt.Errorf("reading: %w", &fs.PathError{Op: "open", Path: "x", Err: err})); got != want {
+			t.Errorf("%v is damage: %t", err, got)
+		}
+	}
 }
 
 // FuzzTable: a table is read as Badger reads it, or refused; whatever is in the file.
