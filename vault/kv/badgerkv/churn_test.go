@@ -76,7 +76,8 @@ func (c *churn) wrong(s *Store, want map[string]int, k string) error {
 	return nil
 }
 
-// readers read until stop is closed, and report what is wrong.
+// readers read until stop is called, and report what is wrong. Where a commit waits for a compaction that must not go on, they wait
+// for the commit, and are left to it.
 func (c *churn) readers(t *testing.T, n int, reads *atomic.Int64) (stop func()) {
 	quit := make(chan struct{})
 	var running sync.WaitGroup
@@ -98,7 +99,15 @@ func (c *churn) readers(t *testing.T, n int, reads *atomic.Int64) (stop func()) 
 			}
 		})
 	}
-	return func() { close(quit); running.Wait() }
+	return func() {
+		close(quit)
+		ended := make(chan struct{})
+		go func() { running.Wait(); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second):
+		}
+	}
 }
 
 // passed returns when n more reads have begun. A read may wait for a commit, and that for the compaction that calls this:
