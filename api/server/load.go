@@ -141,27 +141,27 @@ func (l *load) acquire(ctx context.Context, s *share, own, all *semaphore.Weight
 	return nil
 }
 
-// refuse counts a refusal by a limit of all callers, unless the client has gone away meanwhile.
+// refuse is for what meets a limit of all callers.
 func (l *load) refuse(ctx context.Context, limit string) error {
-	return l.tell(ctx, "requests are refused: more are under way than the server works on", slog.String("limit", limit))
+	return l.shed(ctx, limit, "requests are refused: more are under way than the server works on")
 }
 
-// refuseCaller counts a refusal of one that has its share.
+// refuseCaller is for what meets the share of one.
 func (l *load) refuseCaller(ctx context.Context, s *share) error {
-	const limit = "caller"
-	return l.tell(ctx, "requests of one caller are refused: it has its share of what the server works on",
-		slog.String("limit", limit), slog.String("caller", s.caller))
+	return l.shed(ctx, "caller", "requests of one caller are refused: it has its share of what the server works on",
+		slog.String("caller", s.caller))
 }
 
-func (l *load) tell(ctx context.Context, what string, attrs ...slog.Attr) error {
+// shed counts a refusal, unless the client has gone away meanwhile.
+func (l *load) shed(ctx context.Context, limit, what string, more ...slog.Attr) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return errBusy
 	}
-	l.metrics.shed.WithLabelValues(attrs[0].Value.String()).Inc()
+	l.metrics.shed.WithLabelValues(limit).Inc()
 	// A line for each would be work that overload makes more of.
 	now, last := time.Now().Unix(), l.said.Load()
 	if (now-last >= 10 || now < last) && l.said.CompareAndSwap(last, now) {
-		l.log.LogAttrs(ctx, slog.LevelWarn, what, attrs...)
+		l.log.LogAttrs(ctx, slog.LevelWarn, what, append(more, slog.String("limit", limit))...)
 	}
 	return errBusy
 }

@@ -40,3 +40,50 @@ func BenchmarkOpen(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// BenchmarkGet reads one key that is in a table, with and without the comparison.
+func BenchmarkGet(b *testing.B) {
+	o := testOptions(b, filepath.Join(b.TempDir(), "store"))
+	s := mustCreate(b, o)
+	const keys = 100_000
+	for i := 0; i < keys; {
+		err := s.Update(b.Context(), func(w kv.Writer) error {
+			for end := i + 1000; i < end; i++ {
+				w.Set([]byte(fmt.Sprintf("key/%06d", i*7919%keys)), bytes.Repeat([]byte("v"), 300))
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	mustClose(b, s)
+	s = mustOpen(b, o)
+	for _, compared := range []bool{true, false} {
+		b.Run(fmt.Sprintf("compared %t", compared), func(b *testing.B) {
+			b.ReportAllocs()
+			err := s.View(b.Context(), func(r kv.Reader) error {
+				for n := 0; b.Loop(); n++ {
+					k := []byte(fmt.Sprintf("key/%06d", n*104729%keys))
+					if compared {
+						if _, err := r.Get(k); err != nil {
+							return err
+						}
+						continue
+					}
+					item, err := r.(*reader).txn.Get(engineKey(k))
+					if err == nil {
+						_, err = r.(*reader).valueOf(item)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}

@@ -99,15 +99,7 @@ func (c *churn) readers(t *testing.T, n int, reads *atomic.Int64) (stop func()) 
 			}
 		})
 	}
-	return func() {
-		close(quit)
-		ended := make(chan struct{})
-		go func() { running.Wait(); close(ended) }()
-		select {
-		case <-ended:
-		case <-time.After(10 * time.Second):
-		}
-	}
+	return func() { close(quit); within(10*time.Second, running.Wait) }
 }
 
 // passed returns when n more reads have begun. A read may wait for a commit, and that for the compaction that calls this:

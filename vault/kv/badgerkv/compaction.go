@@ -332,24 +332,8 @@ func (c *compactions) record() error {
 // done is called when the compaction is over.
 func (c *compactions) done(id int) {
 	c.at("done")
-	ok := c.insist("the input of a compaction cannot be verified", func() error {
-		ids, err := c.input()
-		if err != nil {
-			return err
-		}
-		c.mu.Unlock() // it reads all of it
-		defer c.mu.Lock()
-		return auditInput(c.dir, ids)
-	})
-	ok = ok && c.insist("what a compaction has made cannot be verified", func() error {
-		ids, err := c.output()
-		if err != nil {
-			return err
-		}
-		c.mu.Unlock()
-		defer c.mu.Lock()
-		return auditOutput(c.dir, ids)
-	})
+	ok := c.insist("the input of a compaction cannot be verified", func() error { return c.verify(c.input, auditInput) })
+	ok = ok && c.insist("what a compaction has made cannot be verified", func() error { return c.verify(c.output, auditOutput) })
 	ok = ok && c.insist("a compaction cannot be checked", func() error {
 		x := c.under.Load()
 		if x == nil || x.id != id {
@@ -367,6 +351,17 @@ func (c *compactions) done(id int) {
 	if !ok || !c.insist("a compaction cannot be ended", c.finish) {
 		c.park() // or the engine could be closed while its directory is looked at
 	}
+}
+
+// verify is called with mu held, and lets go of it meanwhile: it reads all of the tables that are listed.
+func (c *compactions) verify(list func() ([]uint64, error), audit func(dir string, ids []uint64) error) error {
+	ids, err := list()
+	if err != nil {
+		return err
+	}
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	return audit(c.dir, ids)
 }
 
 // finish is called with mu held, for a compaction that is right.

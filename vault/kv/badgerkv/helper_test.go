@@ -52,13 +52,21 @@ func mustOpen(t testing.TB, o Options) *Store {
 // closes closes a store that may have failed. A test that left something for which it waits fails, and does not hang.
 func closes(t testing.TB, s *Store) {
 	t.Helper()
-	closed := make(chan struct{})
-	go func() { s.Close(); close(closed) }()
-	select {
-	case <-closed:
-	case <-time.After(2 * time.Minute):
+	if !within(2*time.Minute, func() { s.Close() }) {
 		stacks := make([]byte, 1<<20)
 		t.Errorf("the store does not close:\n%s", stacks[:runtime.Stack(stacks, true)])
+	}
+}
+
+// within reports whether fn ends in time. If it does not, it is left to itself.
+func within(limit time.Duration, fn func()) bool {
+	ended := make(chan struct{})
+	go func() { fn(); close(ended) }()
+	select {
+	case <-ended:
+		return true
+	case <-time.After(limit):
+		return false
 	}
 }
 

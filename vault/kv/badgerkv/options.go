@@ -191,7 +191,7 @@ func verifyEngine(o badger.Options) error {
 		return errors.New("badgerkv: refusing an engine mode that gives up durability or isolation")
 	case o.NumLevelZeroTablesStall > o.NumLevelZeroTables+3:
 		return errors.New("badgerkv: refusing an engine that may bring back what was deleted")
-	case o.ChecksumVerificationMode != options.NoVerification && o.ChecksumVerificationMode != options.OnTableRead:
+	case o.ChecksumVerificationMode != options.NoVerification:
 		return errors.New("badgerkv: refusing an engine that takes a damaged block for an empty one")
 	case o.Logger == nil:
 		return errors.New("badgerkv: refusing to run without the engine's log")

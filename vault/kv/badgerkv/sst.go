@@ -61,7 +61,10 @@ func mapSST(f *os.File) (*sst, error) {
 	t := &sst{data: data}
 	// Who still reads an older set of tables holds on to this one.
 	runtime.AddCleanup(t, func(data []byte) { _ = unix.Munmap(data) }, data)
-	return t, t.readIndex()
+	if err := t.readIndex(); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 func (t *sst) readIndex() error {

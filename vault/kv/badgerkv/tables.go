@@ -1,7 +1,6 @@
 package badgerkv
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -35,29 +34,7 @@ func checkTables(o Options, u *undo) (newest uint64, err error) {
 	if u != nil && u.tables != nil {
 		ids = slices.Collect(maps.Keys(u.tables))
 	}
-	last := make([]uint64, len(ids))
-	var checks errgroup.Group
-	checks.SetLimit(runtime.GOMAXPROCS(0))
-	for i, id := range ids {
-		checks.Go(func() (err error) {
-			name := table.IDToFilename(id)
-			switch last[i], err = checkTable(o.Dir, id); {
-			case err == nil:
-				return nil
-			case isDamage(err):
-				return fmt.Errorf("badgerkv: table %s is missing or damaged (%w); nothing was touched; restore the directory from a backup: %w",
-					name, err, kv.ErrIntegrity)
-			}
-			return fmt.Errorf("badgerkv: reading table %s: %w", name, err)
-		})
-	}
-	if err := checks.Wait(); err != nil {
-		return 0, err
-	}
-	for _, n := range last {
-		newest = max(newest, n)
-	}
-	return newest, nil
+	return audit(o.Dir, ids, " is missing or damaged", "nothing was touched; restore the directory from a backup")
 }
 
 // checkTable reads the whole of a table, and returns the number of the newest commit in it. An error of the machine is one
@@ -109,35 +86,38 @@ func (t *sst) checkBlocks(f io.ReaderAt) error {
 	return nil
 }
 
-// audit verifies tables as a whole. Damage is a kv.ErrIntegrity that says what it was that is damaged, and what to do; which
-// any other error is not.
-func audit(dir string, ids []uint64, what, remedy string) error {
-	errs := make([]error, len(ids)) // all: an error of the machine must not hide damage
+// audit verifies tables as a whole, and returns the number of the newest commit in them. Damage is a kv.ErrIntegrity that says
+// what is wrong with which table, and what to do; which any other error is not.
+func audit(dir string, ids []uint64, wrong, remedy string) (newest uint64, err error) {
+	last, errs := make([]uint64, len(ids)), make([]error, len(ids))
 	var checks errgroup.Group
 	checks.SetLimit(runtime.GOMAXPROCS(0))
 	for n, id := range ids {
-		checks.Go(func() error {
-			switch _, err := checkTable(dir, id); {
-			case err == nil:
-			case isDamage(err):
-				errs[n] = fmt.Errorf("badgerkv: table %s, which %s, is damaged (%w); %s: %w",
-					table.IDToFilename(id), what, err, remedy, kv.ErrIntegrity)
-			default:
-				errs[n] = fmt.Errorf("badgerkv: %w", err)
-			}
-			return nil
-		})
+		checks.Go(func() error { last[n], errs[n] = checkTable(dir, id); return nil })
 	}
-	return errors.Join(append(errs, checks.Wait())...)
+	_ = checks.Wait() // for all of them: an error of the machine must not hide damage
+	for n, id := range ids {
+		newest = max(newest, last[n])
+		switch e := errs[n]; {
+		case e == nil:
+		case isDamage(e):
+			return 0, fmt.Errorf("badgerkv: table %s%s (%w); %s: %w", table.IDToFilename(id), wrong, e, remedy, kv.ErrIntegrity)
+		default:
+			err = fmt.Errorf("badgerkv: reading table %s: %w", table.IDToFilename(id), e)
+		}
+	}
+	return newest, err
 }
 
 // auditInput verifies what a compaction has read.
 func auditInput(dir string, ids []uint64) error {
-	return audit(dir, ids, "a compaction has read", "restore the directory from a backup")
+	_, err := audit(dir, ids, ", which a compaction has read, is damaged", "restore the directory from a backup")
+	return err
 }
 
 // auditOutput verifies what a compaction has made, while its input is still there. It gets what the page cache holds: what
 // went wrong in memory shows, and what goes wrong on the disk does not yet.
 func auditOutput(dir string, ids []uint64) error {
-	return audit(dir, ids, "a compaction has made", "the next start undoes it")
+	_, err := audit(dir, ids, ", which a compaction has made, is damaged", "the next start undoes it")
+	return err
 }

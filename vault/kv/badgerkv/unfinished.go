@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
@@ -181,15 +182,12 @@ func planUndo(o Options, isClean bool) (*undo, error) {
 	}
 	v, _ := u.judge(s)
 	if v == whole {
-		for id := range u.made(s) {
-			// A change that could not be synced may be on the disk, and the engine has removed what it names.
-			switch _, err := checkTable(o.Dir, id); {
-			case err == nil:
-			case isDamage(err):
-				v = short
-			default:
-				return nil, fmt.Errorf("badgerkv: reading table %s: %w", table.IDToFilename(id), err)
-			}
+		// A change that could not be synced may be on the disk, and the engine has removed what it names.
+		switch err := auditOutput(o.Dir, slices.Collect(maps.Keys(u.made(s)))); {
+		case errors.Is(err, kv.ErrIntegrity):
+			v = short
+		case err != nil:
+			return nil, err
 		}
 		// The record goes when the input was found to be right, and the input after it. What has been read of it may have been
 		// damaged, though it is right now.

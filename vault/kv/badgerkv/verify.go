@@ -104,15 +104,13 @@ func (v *verifier) open(list map[uint64]listed) (damaged bool, err error) {
 	for n, id := range missing {
 		opens.Go(func() (err error) {
 			err = shielded(func() (err error) { tables[n], err = openSST(v.dir, id); return err })
-			switch {
-			case err == nil:
-				return nil
-			case isDamage(err):
-				tables[n] = &sst{damaged: true}
-				return nil
+			if err != nil && isDamage(err) {
+				tables[n], err = &sst{damaged: true}, nil
 			}
-			tables[n] = nil
-			return fmt.Errorf("badgerkv: table %s: %w", table.IDToFilename(id), err)
+			if err != nil {
+				return fmt.Errorf("badgerkv: table %s: %w", table.IDToFilename(id), err)
+			}
+			return nil
 		})
 	}
 	err = opens.Wait()
